@@ -1,0 +1,247 @@
+"""The base of every recipe section, and the one place where plain data becomes sections.
+
+A section is a frozen pydantic model that forbids unknown keys. Where a section may name a file of an
+open folder (`model: {name: gpt, …}` is `models/gpt.py`), its field is annotated with `FromFolder`;
+`parse` looks the name up, validates the rest with that file's `Config`, and reports every mistake of
+the whole tree at once, each with the path of its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from groundup import catalog
+from groundup.errors import nearest
+
+Path = tuple[str | int, ...]
+
+
+class Section(BaseModel):
+    """One mapping of a recipe: frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        populate_by_name=True,
+    )
+
+
+class StageSection(Section):
+    """The section of one stage; every stage's `Config` derives from it."""
+
+    seed: int = 0
+    """Seed of everything random in this stage; the recipe's `seed` unless it is given here."""
+
+
+class Named(Section):
+    """A section chosen by name from a folder: the `Config` of a model, task, method or adapter.
+
+    Its name is the name of the file that defines it, so the two cannot differ.
+    """
+
+    @property
+    def name(self) -> str:
+        """The recipe name, which is the file's name."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def dump(self) -> dict[str, Any]:
+        """The section as plain data, `name` first."""
+        return dump(self)
+
+
+@dataclass(frozen=True)
+class FromFolder:
+    """Marks a field whose value names a file in `src/groundup/FOLDER` (or a plugin's)."""
+
+    folder: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        options: list[JsonSchemaValue] = []
+        for name in catalog.names(self.folder):
+            section = catalog.load(self.folder, name).Config.model_json_schema()
+            section.setdefault("properties", {})["name"] = {"const": name}
+            section["required"] = ["name", *section.get("required", [])]
+            options.append(section)
+        return {"anyOf": [{"enum": catalog.names(self.folder)}, *options]}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong in plain data: the path of the key, what is wrong, and what to do."""
+
+    path: Path
+    what: str
+    fix: str = ""
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(section: type[S], data: Any, path: Path = ()) -> tuple[S | None, list[Mistake]]:
+    """The validated section and no mistakes, or None and every mistake found in `data`.
+
+    Unknown keys get the nearest known one; names of files get the nearest file.
+    """
+    if not isinstance(data, Mapping):
+        keys = ", ".join(_keys(section))
+        return None, [Mistake(path, f"expected a mapping, found {data!r}", f"keys: {keys}")]
+    values: dict[str, Any] = {str(key): value for key, value in data.items()}
+    mistakes: list[Mistake] = []
+    for key, info in _fields(section):
+        folder = _folder(info)
+        if folder is None or key not in values:
+            continue
+        values[key], found = _resolve(folder, values[key], (*path, key))
+        mistakes += found
+    try:
+        parsed = section.model_validate(values)
+    except ValidationError as error:
+        mistakes += [m for m in _explain(section, error, path) if not _is_inside(m, mistakes)]
+        return None, mistakes
+    return (None if mistakes else parsed), mistakes
+
+
+def dump(section: BaseModel) -> dict[str, Any]:
+    """Plain data that `parse` reads back: defaults filled in, names included, keys as in a recipe."""
+    name = {"name": section.name} if isinstance(section, Named) else {}
+    values = {info.alias or key: _plain(getattr(section, key)) for key, info in type(section).model_fields.items()}
+    return name | values
+
+
+def named(folder: str, data: Any) -> Named:
+    """The `Config` that `data` (a name, or a mapping with `name`) stands for.
+
+    Raises ValueError listing every mistake; recipes are checked by `parse` first.
+    """
+    value, mistakes = _resolve(folder, data, ())
+    if mistakes:
+        raise ValueError("; ".join(f"{m.what} ({m.fix})" if m.fix else m.what for m in mistakes))
+    assert isinstance(value, Named), "a resolved name is always a Named section"
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return dump(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _fields(section: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    for key, info in section.model_fields.items():
+        yield info.alias or key, info
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    return [key for key, _ in _fields(section)]
+
+
+def _folder(info: FieldInfo) -> str | None:
+    """The folder of a field annotated with FromFolder, also inside a list or an optional."""
+    for mark in info.metadata:
+        if isinstance(mark, FromFolder):
+            return mark.folder
+    return _folder_in(info.annotation)
+
+
+def _folder_in(annotation: Any) -> str | None:
+    if get_origin(annotation) is Annotated:
+        for mark in get_args(annotation)[1:]:
+            if isinstance(mark, FromFolder):
+                return mark.folder
+    for argument in get_args(annotation):
+        found = _folder_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _resolve(folder: str, data: Any, path: Path) -> tuple[Any, list[Mistake]]:
+    """Replace a name, a mapping with a name, or a list of them by validated sections."""
+    if data is None or isinstance(data, Section):
+        return data, []
+    if isinstance(data, list):
+        pairs = [_resolve(folder, item, (*path, i)) for i, item in enumerate(data)]
+        return [value for value, _ in pairs], [m for _, found in pairs for m in found]
+    if isinstance(data, str):
+        data = {"name": data}
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        known = ", ".join(catalog.names(folder))
+        return data, [Mistake(path, f"expected a name or a mapping with a name, found {data!r}", f"names: {known}")]
+    name = data["name"]
+    if name not in catalog.names(folder):
+        kind = folder.removesuffix("s")
+        what = f"no {kind} named {name!r}"
+        return data, [Mistake((*path, "name"), what, nearest(name, catalog.names(folder)))]
+    rest = {key: value for key, value in data.items() if key != "name"}
+    section, mistakes = parse(catalog.load(folder, name).Config, rest, path)
+    return (data if section is None else section), mistakes
+
+
+def _is_inside(mistake: Mistake, others: list[Mistake]) -> bool:
+    """Whether a complaint of the outer section only repeats one already made inside a field."""
+    return any(mistake.path == other.path[: len(mistake.path)] for other in others)
+
+
+def _explain(section: type[BaseModel], error: ValidationError, path: Path) -> Iterator[Mistake]:
+    for detail in error.errors(include_url=False):
+        location = tuple(detail["loc"])
+        owner = _owner(section, location[:-1])
+        where = (*path, *(part for part in location if not _is_tag(part)))
+        match detail["type"]:
+            case "extra_forbidden":
+                fix = nearest(str(location[-1]), _keys(owner)) if owner else ""
+                yield Mistake(where, f"unknown key {str(location[-1])!r}", fix)
+            case "missing":
+                described = _description(owner, str(location[-1]))
+                yield Mistake(where, f"the key {str(location[-1])!r} is missing", described)
+            case "value_error":
+                yield Mistake(where, str(detail["ctx"]["error"]))
+            case _:
+                yield Mistake(where, f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, found {detail['input']!r}")
+
+
+def _is_tag(part: str | int) -> bool:
+    """pydantic adds the name of a union's member to a path; those are no keys of the recipe."""
+    return isinstance(part, str) and (
+        part.endswith("]") or part in ("int", "float", "str", "bool") or part[:1].isupper()
+    )
+
+
+def _owner(section: type[BaseModel], location: Path) -> type[BaseModel] | None:
+    owner: type[BaseModel] | None = section
+    for part in location:
+        if isinstance(part, int) or _is_tag(part) or owner is None:
+            continue
+        info = dict(_fields(owner)).get(part)
+        owner = _section_in(info.annotation) if info else None
+    return owner
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _section_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _description(owner: type[BaseModel] | None, key: str) -> str:
+    info = dict(_fields(owner)).get(key) if owner else None
+    return f"{key}: {info.description.splitlines()[0]}" if info and info.description else ""

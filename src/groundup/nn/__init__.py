@@ -1,0 +1,1 @@
+"""Building blocks of networks: layers, attention, losses, caches. Knows no model and no task."""

@@ -1,0 +1,1 @@
+"""What executes a model for generation and serving, one file each."""

@@ -1,0 +1,1 @@
+"""Sampling now; the engine and server that stand on it later."""

@@ -1,0 +1,1 @@
+"""Text itself: normalisation, duplicates, identifiers, tokenizers, prompts."""
