@@ -2,8 +2,9 @@
 
 A section is a frozen pydantic model that forbids unknown keys. Where a section may name a file of an
 open folder (`model: {name: gpt, …}` is `models/gpt.py`), its field is annotated with `FromFolder`;
-`parse` looks the name up, validates the rest with that file's `Config`, and reports every mistake of
-the whole tree at once, each with the path of its key.
+where it names one of a closed set (`schedule: {name: cosine, …}`), with `OneOf`. `parse` looks the
+name up, validates the rest with the section of that name, and reports every mistake of the whole
+tree at once, each with the path of its key.
 """
 
 from __future__ import annotations
@@ -66,6 +67,20 @@ class FromFolder:
 
     folder: str
 
+    @property
+    def kind(self) -> str:
+        """What one of them is called in a message."""
+        return self.folder.removesuffix("s")
+
+    def names(self) -> list[str]:
+        """The names to choose from."""
+        return catalog.names(self.folder)
+
+    def section(self, name: str) -> type[Section]:
+        """The section that a name stands for."""
+        section: type[Section] = catalog.load(self.folder, name).Config
+        return section
+
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         options: list[JsonSchemaValue] = []
         for name in catalog.names(self.folder):
@@ -74,6 +89,33 @@ class FromFolder:
             section["required"] = ["name", *section.get("required", [])]
             options.append(section)
         return {"anyOf": [{"enum": catalog.names(self.folder)}, *options]}
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a field whose value names one section of a closed set, e.g. an optimizer.
+
+    Each section declares `name: Literal["cosine"] = "cosine"`, so that it can be dumped.
+    """
+
+    kind: str
+    sections: Mapping[str, type[Section]]
+
+    def names(self) -> list[str]:
+        """The names to choose from."""
+        return sorted(self.sections)
+
+    def section(self, name: str) -> type[Section]:
+        """The section that a name stands for."""
+        return self.sections[name]
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        options: list[JsonSchemaValue] = []
+        for section in self.sections.values():
+            option = section.model_json_schema()
+            option["required"] = ["name", *option.get("required", [])]
+            options.append(option)
+        return {"anyOf": [{"enum": self.names()}, *options]}
 
 
 @dataclass(frozen=True)
@@ -99,10 +141,10 @@ def parse(section: type[S], data: Any, path: Path = ()) -> tuple[S | None, list[
     values: dict[str, Any] = {str(key): value for key, value in data.items()}
     mistakes: list[Mistake] = []
     for key, info in _fields(section):
-        folder = _folder(info)
-        if folder is None or key not in values:
+        choice = _choice(info)
+        if choice is None or key not in values:
             continue
-        values[key], found = _resolve(folder, values[key], (*path, key))
+        values[key], found = _resolve(choice, values[key], (*path, key))
         mistakes += found
     try:
         parsed = section.model_validate(values)
@@ -124,7 +166,7 @@ def named(folder: str, data: Any) -> Named:
 
     Raises ValueError listing every mistake; recipes are checked by `parse` first.
     """
-    value, mistakes = _resolve(folder, data, ())
+    value, mistakes = _resolve(FromFolder(folder), data, ())
     if mistakes:
         raise ValueError("; ".join(f"{m.what} ({m.fix})" if m.fix else m.what for m in mistakes))
     assert isinstance(value, Named), "a resolved name is always a Named section"
@@ -150,45 +192,44 @@ def _keys(section: type[BaseModel]) -> list[str]:
     return [key for key, _ in _fields(section)]
 
 
-def _folder(info: FieldInfo) -> str | None:
-    """The folder of a field annotated with FromFolder, also inside a list or an optional."""
+def _choice(info: FieldInfo) -> FromFolder | OneOf | None:
+    """The choice of a field annotated with FromFolder or OneOf, also inside a list or an optional."""
     for mark in info.metadata:
-        if isinstance(mark, FromFolder):
-            return mark.folder
-    return _folder_in(info.annotation)
+        if isinstance(mark, FromFolder | OneOf):
+            return mark
+    return _choice_in(info.annotation)
 
 
-def _folder_in(annotation: Any) -> str | None:
+def _choice_in(annotation: Any) -> FromFolder | OneOf | None:
     if get_origin(annotation) is Annotated:
         for mark in get_args(annotation)[1:]:
-            if isinstance(mark, FromFolder):
-                return mark.folder
+            if isinstance(mark, FromFolder | OneOf):
+                return mark
     for argument in get_args(annotation):
-        found = _folder_in(argument)
+        found = _choice_in(argument)
         if found is not None:
             return found
     return None
 
 
-def _resolve(folder: str, data: Any, path: Path) -> tuple[Any, list[Mistake]]:
+def _resolve(choice: FromFolder | OneOf, data: Any, path: Path) -> tuple[Any, list[Mistake]]:
     """Replace a name, a mapping with a name, or a list of them by validated sections."""
     if data is None or isinstance(data, Section):
         return data, []
     if isinstance(data, list):
-        pairs = [_resolve(folder, item, (*path, i)) for i, item in enumerate(data)]
+        pairs = [_resolve(choice, item, (*path, i)) for i, item in enumerate(data)]
         return [value for value, _ in pairs], [m for _, found in pairs for m in found]
     if isinstance(data, str):
         data = {"name": data}
     if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-        known = ", ".join(catalog.names(folder))
+        known = ", ".join(choice.names())
         return data, [Mistake(path, f"expected a name or a mapping with a name, found {data!r}", f"names: {known}")]
     name = data["name"]
-    if name not in catalog.names(folder):
-        kind = folder.removesuffix("s")
-        what = f"no {kind} named {name!r}"
-        return data, [Mistake((*path, "name"), what, nearest(name, catalog.names(folder)))]
+    if name not in choice.names():
+        what = f"no {choice.kind} named {name!r}"
+        return data, [Mistake((*path, "name"), what, nearest(name, choice.names()))]
     rest = {key: value for key, value in data.items() if key != "name"}
-    section, mistakes = parse(catalog.load(folder, name).Config, rest, path)
+    section, mistakes = parse(choice.section(name), rest, path)
     return (data if section is None else section), mistakes
 
 
