@@ -1,0 +1,87 @@
+# `make` alone lists what there is. Every target makes .venv when there is none and installs what it
+# needs there; constraints.txt holds the versions the test suite was run with.
+#
+#   make demo PYTHON=python3.12                                      another interpreter
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu       the small build of torch, without CUDA
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
+TORCH_PLACE = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+# Each test process computes on one thread, so that two of them share two cores.
+TEST_PROCESSES ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check static bench results docs clean
+
+help:
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -e 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.core ## train and evaluate a language model on Python's own sources (six minutes on two cores)
+	$(BIN)/groundup run recipes/quickstart.yaml
+	$(BIN)/groundup generate runs/quickstart/base --prompt "def read_" --seed 7
+
+test: static ## every test, after the checks of style and types
+	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal
+
+check: static ## style, types and the quick tests: under a minute
+	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal -m smoke
+
+static: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv-bench/.done .venv-litgpt/.done ## side by side with the rivals, on an idle machine (an hour and more)
+	.venv-bench/bin/python bench/pretrain.py --model gpt2-14m
+	.venv-bench/bin/python bench/pretrain.py --model llama-34m
+
+results: $(VENV)/.core ## run the shipped recipes and write their scores into their headers
+	$(BIN)/python bench/recipes.py
+
+docs: $(VENV)/.docs ## the site, in site/index.html; stops at a broken link
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -E docs site
+
+clean: ## remove caches and builds; keeps .venv, runs and the store of artefacts
+	rm -rf build dist site docs/reference/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests bench docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone, so that nothing else decides which build of it is fetched.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "groundup needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v nvidia-smi >/dev/null || test -n "$(TORCH_INDEX)" || test "$$(uname)" != Linux || \
+		echo "no NVIDIA GPU here; if the download is large, stop and add TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	$(PIP) $(TORCH_PLACE) '$(TORCH)'
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# The rivals live apart: litgpt and transformers want different releases of the same libraries.
+.venv-bench/.done: pyproject.toml constraints.txt
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH_PLACE) '$(TORCH)'
+	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
+
+.venv-litgpt/.done: constraints.txt bench/requirements-litgpt.txt
+	@test -x .venv-litgpt/bin/python || $(PYTHON) -m venv .venv-litgpt
+	.venv-litgpt/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH_PLACE) '$(TORCH)'
+	.venv-litgpt/bin/python -m pip install --disable-pip-version-check --quiet '$(TORCH)' -r bench/requirements-litgpt.txt
+	@touch $@
