@@ -1,1 +1,1 @@
-"""Sampling now; the engine and server that stand on it later."""
+"""Serving: choosing the next token, stopping in time, and (later) the engine and its HTTP interface."""
