@@ -141,7 +141,7 @@ def parse(section: type[S], data: Any, path: Path = ()) -> tuple[S | None, list[
     values: dict[str, Any] = {str(key): value for key, value in data.items()}
     mistakes: list[Mistake] = []
     for key, info in _fields(section):
-        choice = _choice(info)
+        choice = choice_of(info)
         if choice is None or key not in values:
             continue
         values[key], found = _resolve(choice, values[key], (*path, key))
@@ -192,8 +192,8 @@ def _keys(section: type[BaseModel]) -> list[str]:
     return [key for key, _ in _fields(section)]
 
 
-def _choice(info: FieldInfo) -> FromFolder | OneOf | None:
-    """The choice of a field annotated with FromFolder or OneOf, also inside a list or an optional."""
+def choice_of(info: FieldInfo) -> FromFolder | OneOf | None:
+    """The choice of names a field offers, or None; the mark may sit inside a list or an optional."""
     for mark in info.metadata:
         if isinstance(mark, FromFolder | OneOf):
             return mark
@@ -252,6 +252,8 @@ def _explain(section: type[BaseModel], error: ValidationError, path: Path) -> It
                 yield Mistake(where, f"the key {str(location[-1])!r} is missing", described)
             case "value_error":
                 yield Mistake(where, str(detail["ctx"]["error"]))
+            case "default_factory_not_called":
+                continue  # a default that follows from another key, whose own mistake is reported
             case _:
                 yield Mistake(where, f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, found {detail['input']!r}")
 
@@ -271,6 +273,11 @@ def _owner(section: type[BaseModel], location: Path) -> type[BaseModel] | None:
         info = dict(_fields(owner)).get(part)
         owner = _section_in(info.annotation) if info else None
     return owner
+
+
+def section_of(info: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one (not counting those chosen by name)."""
+    return None if choice_of(info) else _section_in(info.annotation)
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

@@ -32,6 +32,9 @@ class Reporter:
     def finish(self, stage: str, **figures: Any) -> None:
         """A stage has ended well."""
 
+    def close(self) -> None:
+        """Nothing more will be reported."""
+
 
 class JsonReporter(Reporter):
     """One JSON object per event on standard output, for scripts."""

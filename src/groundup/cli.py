@@ -1,0 +1,296 @@
+"""The command line. Each command is a thin line to a module that is imported when it is used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from groundup.progress import Reporter
+
+app = typer.Typer(
+    name="groundup",
+    help="Large models, from the ground up: one recipe from raw data to a monitored service.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: stages.base.pretrain.tokens=2M")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _reporter(as_json: bool, quiet: bool) -> Reporter:
+    from groundup.progress import JsonReporter, Reporter
+
+    if as_json:
+        return JsonReporter()
+    if quiet:
+        return Reporter()
+    from groundup.console import ConsoleReporter
+
+    return ConsoleReporter(_console())
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=1, default=str))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write groundup.yaml.")] = Path(),
+    data: Annotated[str, typer.Option(help="Your text: files, a folder or a glob.")] = "data/**/*.txt",
+    kind: Annotated[str, typer.Option(help="What to make: gpt or bert.")] = "gpt",
+) -> None:
+    """Write a commented recipe for your own files."""
+    from groundup.init import write
+
+    path = write(folder, data, kind)
+    _console().print(f"wrote {path}\nnext: groundup plan {path}")
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Set = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Check and count, but measure nothing.")] = False,
+    budget: Annotated[str | None, typer.Option(help="Propose a size for this much training time: 30min, 2h.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check everything and say what a run would do and cost, without training."""
+    from groundup import plan as planning
+    from groundup.artifact import Store
+    from groundup.recipe import load
+
+    effort = "quick" if quick else "measured"
+    reporter = _reporter(as_json, quiet)
+    try:
+        made = planning.make(load(recipe, overrides or ()), Store(), effort=effort, reporter=reporter)
+        proposals = _proposals(made, budget) if budget else []
+    finally:
+        reporter.close()
+    if as_json:
+        _print_json(planning.as_data(made) | {"proposals": [p.as_data() for p in proposals]})
+        return
+    from groundup.console import print_plan, print_proposals
+
+    print_plan(_console(), made)
+    print_proposals(_console(), proposals)
+
+
+def _proposals(made: Any, budget: str) -> list[Any]:
+    from groundup.errors import UserError
+    from groundup.size import propose
+    from groundup.units import parse_duration
+
+    try:
+        seconds = parse_duration(budget)
+    except ValueError as error:
+        raise UserError(f"--budget: {error}") from error
+    return propose(made, seconds)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    stages: Annotated[list[str] | None, typer.Argument(help="Only these stages and what they need.")] = None,
+    overrides: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, ignoring earlier results.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe. Run it again to continue: what is fresh is not redone."""
+    from groundup.runner import run as run_recipe
+
+    reporter = _reporter(as_json, quiet)
+    try:
+        artifacts = run_recipe(recipe, stages or (), overrides=overrides or (), fresh=fresh, reporter=reporter)
+    finally:
+        reporter.close()
+    if as_json:
+        _print_json({name: {"path": str(a.path), "digest": a.digest} for name, a in artifacts.items()})
+    elif not quiet:
+        from groundup.show import print_run
+
+        print_run(_console(), artifacts)
+
+
+@app.command()
+def show(
+    what: Annotated[Path, typer.Argument(help="A recipe, runs/RECIPE/STAGE, or any artefact.")],
+    png: Annotated[Path | None, typer.Option(help="Also draw the curves into this PNG file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the state of a recipe, or an artefact's figures and curves."""
+    from groundup import show as showing
+
+    if as_json:
+        _print_json(showing.as_data(what))
+    else:
+        showing.show(_console(), what, png)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="runs/RECIPE/STAGE, or any model directory.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that sum to p.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a prompt with a model, streaming whole characters."""
+    from groundup.generation import load
+    from groundup.serving.sampler import Sampling
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    loaded = load(model)
+    if as_json:
+        _print_json(loaded.complete(text, sampling).as_data())
+        return
+    print(text, end="", flush=True)
+    for piece in loaded.stream(text, sampling):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="runs/RECIPE/STAGE, or any artefact.")]) -> None:
+    """Read every byte of an artefact and compare it with its manifest."""
+    from groundup.artifact import open_artifact
+
+    artifact = open_artifact(path)
+    artifact.verify(full=True)
+    _console().print(f"{artifact.kind} {artifact.digest}: all {len(artifact.manifest['files'])} files are as written")
+
+
+@app.command()
+def catalog(
+    folder: Annotated[str | None, typer.Argument(help="models, tasks, stages, …")] = None,
+    task: Annotated[str | None, typer.Option(help="Recommend for this task.")] = None,
+    rows: Annotated[str | None, typer.Option(help="How many rows or documents you have: 20k.")] = None,
+    memory: Annotated[str | None, typer.Option(help="How much memory you have: 8GiB.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List what a recipe can name, or recommend for a task, data and memory."""
+    from groundup import recommend
+
+    listing = recommend.listing(folder, task=task, rows=rows, memory=memory)
+    if as_json:
+        _print_json(listing)
+    else:
+        recommend.print_listing(_console(), listing)
+
+
+@app.command()
+def explain(key: Annotated[str, typer.Argument(help="pretrain.tokens, models.gpt.d_model, prepare.clean, …")]) -> None:
+    """Explain a key of the recipe: its meaning, type and default."""
+    from groundup.schema import explain as explain_key
+
+    _console().print(explain_key(key), markup=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from groundup.schema import schema as recipe_schema
+
+    _print_json(recipe_schema())
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check Python, torch, CPU, threads, GPU, disk and extras, each with its remedy."""
+    from groundup import doctor as checks
+
+    findings = checks.examine()
+    if as_json:
+        _print_json([finding.as_data() for finding in findings])
+    else:
+        checks.print_findings(_console(), findings)
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what nothing needs any more, and remove it once you agree."""
+    from groundup import clean as cleaning
+    from groundup.artifact import Store
+
+    store = Store()
+    waste = cleaning.find(store)
+    if as_json:
+        _print_json([item.as_data() for item in waste])
+    else:
+        cleaning.print_waste(_console(), waste)
+    if waste and (yes or (not as_json and sys.stdin.isatty() and typer.confirm("remove these?"))):
+        cleaning.remove(store, waste)
+        if not as_json:
+            _console().print("removed")
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from groundup import __version__
+
+        print(f"groundup {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 user's mistake, 130 interrupted."""
+    from groundup.errors import GroundupError
+
+    try:
+        app()
+    except GroundupError as error:
+        from groundup.console import print_error
+
+        print_error(_console(stderr=True), error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
