@@ -205,9 +205,9 @@ class Store:
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
             shutil.rmtree(final)
-        _sync(draft.folder)
+        sync(draft.folder)
         os.replace(draft.folder, final)
-        _sync(final.parent)
+        sync(final.parent)
         (self.root / "keys").mkdir(exist_ok=True)
         write_whole(self.root / "keys" / key, f"{kind} {digest}\n")
 
@@ -352,7 +352,7 @@ def _identity(kind: str, files: dict[str, dict[str, Any]]) -> str:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    _sync(path)
+    sync(path)
     stat = path.stat()
     return {"sha256": digest_file(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
 
@@ -371,7 +371,7 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or directory to the disk; systems that cannot sync a directory skip it."""
     try:
         handle = os.open(path, os.O_RDONLY)
