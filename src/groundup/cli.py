@@ -205,13 +205,13 @@ def catalog(
     as_json: Json = False,
 ) -> None:
     """List what a recipe can name, or recommend for a task, data and memory."""
-    from groundup import recommend
+    from groundup.recommend import listing, print_listing
 
-    listing = recommend.listing(folder, task=task, rows=rows, memory=memory)
+    found = listing(folder, task=task, rows=rows, memory=memory)
     if as_json:
-        _print_json(listing)
+        _print_json(found)
     else:
-        recommend.print_listing(_console(), listing)
+        print_listing(_console(), found)
 
 
 @app.command()

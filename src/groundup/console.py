@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,9 @@ from groundup.errors import GroundupError
 from groundup.forecast import Forecast
 from groundup.plan import Plan, Step
 from groundup.progress import Reporter
+
+if TYPE_CHECKING:
+    from groundup.size import Proposal
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "cyan", "unfinished": "magenta"}
 LOG_EVERY_S = 15.0
@@ -161,6 +165,21 @@ def print_forecast(console: Console, step: Step) -> None:
         console.print(forecast.sample, soft_wrap=False)
     for warning in forecast.warnings:
         console.print(f"  [yellow]note:[/] {escape(warning)}", soft_wrap=True)
+
+
+def print_proposals(console: Console, proposals: Sequence[Proposal]) -> None:
+    """Sizes that the budget can train, best first, as pieces of recipe."""
+    if not proposals:
+        return
+    console.print(f"\n[bold]for {units.show_seconds(proposals[0].seconds)} of training, best first[/]")
+    for size in proposals:
+        model = f"model: {{d_model: {size.d_model}, n_layers: {size.n_layers}, n_heads: {size.n_heads}, …}}"
+        tokens = f"tokens: {units.show_count(size.tokens)}"
+        about = f"{units.show_count(size.parameters)} parameters, {size.epochs:.2g} epochs"
+        console.print(f"  {model}  {tokens}  # {about}", markup=False)
+    console.print(
+        "[dim]  measured speed; scaling law of Besiroglu et al. 2024, repeated data after Muennighoff et al. 2023[/]"
+    )
 
 
 def _table(title: str, rows: list[list[str]]) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,6 +207,16 @@ def digest_sources(paths: list[Path], store: Store) -> dict[str, str]:
         store.root.mkdir(parents=True, exist_ok=True)
         write_whole(cache_path, json.dumps(cache))
     return digests
+
+
+def as_data(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data: per stage its state and forecast."""
+    stages = {}
+    for name, current in plan.steps.items():
+        forecast = asdict(current.forecast)
+        forecast["facts"] = {k: v for k, v in forecast["facts"].items() if k != "sample"}
+        stages[name] = {"kind": current.stage.kind, "state": current.status, "why": current.why, **forecast}
+    return {"recipe": plan.recipe.name, "stages": stages}
 
 
 def place(recipe: Recipe, stage: str) -> Path:
