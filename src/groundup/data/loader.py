@@ -1,0 +1,167 @@
+"""Batches of training and of held-out rows.
+
+A micro-batch is a pure function of (step, micro): the order is a formula, rows are windows found by
+arithmetic, and what is random in a row depends on (seed, epoch, index) alone. So a resumed run asks
+for step 1,000,000 and gets it; there is no state to save and nothing to fast-forward. Threads that
+prepare batches ahead change when a batch is made, never what is in it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from groundup.data.order import Order
+from groundup.data.packing import IGNORED, Row, Rows, spread
+
+Batch = dict[str, Tensor]
+Collate = Callable[[Sequence[Row]], Batch]
+Int64s = NDArray[np.int64]
+
+LABELS = ("labels", "next_sentence_label")
+"""The keys of a row whose value -100 means that nothing is trained there."""
+
+
+class Loader:
+    """Micro-batches of rows in the order of a seed, and one sweep over all rows in a fixed order."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        collate: Collate,
+        seed: int,
+        batch_rows: int,
+        micro_batches: int = 1,
+        *,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        """`batch_rows` is the global batch, divided into `micro_batches` of equal or nearly equal size.
+
+        `workers` threads prepare the next micro-batches ahead; `pin` puts them into page-locked memory
+        (CUDA only). Raises ValueError for more micro-batches than rows.
+        """
+        if not 1 <= micro_batches <= batch_rows:
+            raise ValueError(f"{batch_rows} rows cannot be divided into {micro_batches} micro-batches")
+        self.rows, self.collate, self.seed = rows, collate, seed
+        self.batch_rows, self.micro_batches, self.pin = batch_rows, micro_batches, pin
+        self.order = Order(len(rows), seed)
+        self._ahead = Ahead(self._make, workers, self._next) if workers else None
+
+    def micro_batch(self, step: int, micro: int) -> tuple[Batch, Int64s]:
+        """Part `micro` of the batch of `step`, both from 0, and the indices of its rows.
+
+        The batch of a step is the same rows in the same order however many micro-batches it has.
+        """
+        if not 0 <= micro < self.micro_batches or step < 0:
+            raise IndexError(f"step {step}, micro-batch {micro} of {self.micro_batches}")
+        return self._ahead.get((step, micro)) if self._ahead else self._make((step, micro))
+
+    def epoch_of(self, step: int) -> float:
+        """How many epochs have been seen when `step` steps are done."""
+        return step * self.batch_rows / len(self.rows)
+
+    def sweep(self, max_rows: int | None = None, batch_rows: int | None = None) -> Iterator[tuple[Batch, Int64s]]:
+        """Every row once in a fixed order as (batch, indices); with `max_rows`, that many evenly spread ones.
+
+        All batches have `batch_rows` rows (a micro-batch's, unless given). The last is filled up with
+        rows whose labels are all -100, so that shapes stay the same; `indices` names the real ones.
+        """
+        size = batch_rows or -(-self.batch_rows // self.micro_batches)
+        chosen = spread(len(self.rows), max_rows)
+        for start in range(0, len(chosen), size):
+            indices = chosen[start : start + size]
+            rows = [self.rows.row(int(index), 0) for index in indices]
+            rows += [blank(rows[-1])] * (size - len(rows))
+            yield self._collate(rows), indices
+
+    def close(self) -> None:
+        """Stop the threads. A closed loader still answers, without them."""
+        if self._ahead:
+            self._ahead.close()
+            self._ahead = None
+
+    def _make(self, key: tuple[int, int]) -> tuple[Batch, Int64s]:
+        step, micro = key
+        start = micro * self.batch_rows // self.micro_batches
+        stop = (micro + 1) * self.batch_rows // self.micro_batches
+        epochs, indices = self.order.span(step * self.batch_rows + start, stop - start)
+        rows = [self.rows.row(int(index), int(epoch)) for epoch, index in zip(epochs, indices, strict=True)]
+        return self._collate(rows), indices
+
+    def _next(self, key: tuple[int, int]) -> tuple[int, int]:
+        step, micro = key
+        return (step, micro + 1) if micro + 1 < self.micro_batches else (step + 1, 0)
+
+    def _collate(self, rows: Sequence[Row]) -> Batch:
+        batch = self.collate(rows)
+        return {key: value.pin_memory() for key, value in batch.items()} if self.pin else batch
+
+
+Key = tuple[int, int]
+Made = tuple[Batch, Int64s]
+
+
+class Ahead:
+    """Makes what will be asked for next in threads: twice as many ahead as there are threads.
+
+    Asking out of turn (a resume, a step back) drops what was made ahead and starts from there.
+    """
+
+    def __init__(self, make: Callable[[Key], Made], workers: int, following: Callable[[Key], Key]) -> None:
+        self._make, self._following, self._depth = make, following, 2 * workers
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="rows")
+        self._pending: OrderedDict[Key, Future[Made]] = OrderedDict()
+
+    def get(self, key: Key) -> Made:
+        """What `make(key)` returns, or raises."""
+        while self._pending and next(iter(self._pending)) != key:
+            self._pending.popitem(last=False)[1].cancel()
+        self._fill(key)
+        return self._pending.pop(key).result()
+
+    def _fill(self, key: Key) -> None:
+        """Queue `key` and the `depth` keys after it that are not queued yet."""
+        for _ in range(self._depth + 1):
+            if key not in self._pending:
+                self._pending[key] = self._threads.submit(self._make, key)
+            key = self._following(key)
+
+    def close(self) -> None:
+        """Wait for running threads and drop what was made ahead."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+
+
+def blank(row: Row) -> Row:
+    """A copy of a row that trains nothing."""
+    return {key: np.full_like(value, IGNORED) if key in LABELS else value for key, value in row.items()}
+
+
+def stack(rows: Sequence[Row], *, fill: Mapping[str, int]) -> Batch:
+    """Rows as one batch, a tensor per key; shorter rows are filled up to the longest.
+
+    `fill` gives the filling by key (the pad token's id for `input_ids`, …); labels are filled with
+    -100, everything else with 0.
+    """
+    return {key: torch.from_numpy(_stack([row[key] for row in rows], _filling(key, fill))) for key in rows[0]}
+
+
+def _filling(key: str, fill: Mapping[str, int]) -> int:
+    return fill.get(key, IGNORED if key in LABELS else 0)
+
+
+def _stack(arrays: Sequence[NDArray[np.generic]], filling: int) -> NDArray[np.generic]:
+    longest = max(array.shape for array in arrays)
+    if all(array.shape == longest for array in arrays):
+        return np.stack(arrays)
+    stacked = np.full((len(arrays), *longest), filling, arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[: len(array)] = array
+    return stacked

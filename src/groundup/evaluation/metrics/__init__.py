@@ -1,0 +1,1 @@
+"""Scores, each with the sums it is made of."""
