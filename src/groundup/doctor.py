@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,16 +140,17 @@ def _disk() -> Finding:
     parent = next(p for p in (root, *root.parents) if p.exists())
     free = shutil.disk_usage(parent).free
     found = f"{show_bytes(free)} free for the store in {root}"
-    if not os.access(parent, os.W_OK):
-        return Finding("disk", "broken", f"{parent} is not writable", "run elsewhere, or set GROUNDUP_STORE")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        found = f"{parent} cannot be written: {error.strerror}"
+        return Finding("disk", "broken", found, "run elsewhere, or set GROUNDUP_STORE")
     if free < LEAST_DISK:
         return Finding("disk", "limited", found, "free some space; `groundup clean` shows what it can remove")
     return Finding("disk", "good", found)
 
 
 def _links() -> Finding:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         try:
             (Path(folder) / "link").symlink_to(folder, target_is_directory=True)
