@@ -21,7 +21,7 @@ from groundup import catalog, config
 from groundup.artifact import open_artifact
 from groundup.config import Mistake, Section, StageSection
 from groundup.errors import ArtifactError, Mistakes, Problem, UserError, nearest
-from groundup.yaml import Yaml
+from groundup.yaml import WIDE_COLON, Yaml
 
 FORMAT = 1
 NAME = re.compile(r"^[\w][\w-]*$")
@@ -128,6 +128,7 @@ def _header(source: Yaml, data: Mapping[str, Any], problems: list[Problem]) -> H
 def _stages(source: Yaml, data: Any, seed: int, problems: list[Problem]) -> dict[str, Stage]:
     if not isinstance(data, Mapping) or not data:
         fix = "stages: {corpus: {prepare: {source: …}}}; `groundup init` writes a commented recipe"
+        fix = WIDE_COLON if "：" in str(data) else fix
         problems.append(Problem("a recipe needs a mapping of stages", source.at(("stages",)), fix))
         return {}
     stages = {}

@@ -7,6 +7,7 @@ puzzling sentences (an unquoted `*`, a tab, a full-width colon) get one that say
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ HINTS = (
     ("block mapping", "check the indentation: keys of one mapping start in the same column"),
     ("could not find expected ':'", "write a colon and a space after the key"),
 )
+WIDE_COLON = "the colon after a key must be the half-width `:`, not `：`"
+_WIDE_KEY = re.compile(r"^\s*(?:- )?[\w-]+：")
 
 
 @dataclass
@@ -62,9 +65,9 @@ class Yaml:
         try:
             tree = YAML(typ="rt").load(io.StringIO(text))
         except DuplicateKeyError as error:
-            raise _at(error, path, "remove one of the two", what=f"{str(error.problem).strip()}") from error
+            raise _at(error, path, text, "remove one of the two") from error
         except YAMLError as error:
-            raise _at(error, path, _hint(error, text)) from error
+            raise _at(error, path, text) from error
         if not isinstance(tree, CommentedMap):
             fix = "`groundup init` writes a commented recipe"
             raise RecipeError(
@@ -112,7 +115,7 @@ class Yaml:
         try:
             node[path[-1]] = _plain(YAML(typ="rt").load(value)) if value.strip() else None
         except YAMLError as error:
-            raise UserError(f"--set {text!r}: the value is not YAML", fix=_hint(error, value)) from error
+            raise UserError(f"--set {text!r}: the value is not YAML", fix=_hint(error)) from error
         self.overridden[path] = text
 
 
@@ -128,18 +131,25 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _at(error: YAMLError, path: Path, fix: str, what: str = "") -> RecipeError:
+def _at(error: YAMLError, path: Path, text: str, fix: str = "") -> RecipeError:
+    """The parser's complaint with its place, and what to type instead."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = error.problem if isinstance(error, MarkedYAMLError) and error.problem else str(error)
+    what = f"not valid YAML: {str(problem).strip()}"
+    wide = wide_colon(text, mark.line if mark else None)
+    if wide is not None:
+        return RecipeError(what, where=f"{path}:{wide + 1}", fix=WIDE_COLON)
     where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-    problem = what or (error.problem if isinstance(error, MarkedYAMLError) and error.problem else str(error))
-    return RecipeError(f"not valid YAML: {problem}", where=where, fix=fix)
+    return RecipeError(what, where=where, fix=fix or _hint(error))
 
 
-def _hint(error: YAMLError, text: str) -> str:
+def wide_colon(text: str, last: int | None = None) -> int | None:
+    """The number, from 0, of the last line up to `last` whose key ends in a full-width colon, if any."""
+    lines = text.splitlines()[: None if last is None else last + 1]
+    found = [number for number, line in enumerate(lines) if _WIDE_KEY.match(line)]
+    return found[-1] if found else None
+
+
+def _hint(error: YAMLError) -> str:
     message = str(error)
-    mark = getattr(error, "problem_mark", None)
-    lines = text.splitlines()
-    near = "".join(lines[max(0, mark.line - 1) : mark.line + 1]) if mark else text
-    if "：" in near:
-        return "the colon after a key must be the half-width `:`, not `：`"
     return next((hint for word, hint in HINTS if word in message), "check quotes, brackets and indentation here")
