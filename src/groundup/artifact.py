@@ -204,10 +204,12 @@ class Store:
         final = self.root / kind / digest
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
-            shutil.rmtree(final)
+            # The same content made again. Moved aside first: a folder cannot be replaced in one step.
+            os.replace(final, self.root / "drafts" / f"{digest[:16]}-old-{os.getpid()}")
         sync(draft.folder)
         os.replace(draft.folder, final)
         sync(final.parent)
+        shutil.rmtree(self.root / "drafts" / f"{digest[:16]}-old-{os.getpid()}", ignore_errors=True)
         (self.root / "keys").mkdir(exist_ok=True)
         write_whole(self.root / "keys" / key, f"{kind} {digest}\n")
 
