@@ -1,0 +1,140 @@
+"""How tokens look at each other: the attention contexts that a model calls and never builds.
+
+A backbone computes queries, keys and values and calls `attend(q, k, v, layer)`. What may be seen is
+the context's business: everything before (`Causal`), everything (`Bidirectional`), only one's own
+document (`Documents`), or what a cache holds (`Cached`). Masks are made once, when the context is,
+and shared by all layers.
+
+Axes: B rows, T tokens, S cached slots, H query heads, G key-value heads (H is a multiple of G),
+K dimensions of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from groundup.nn.kv_cache import KeyValueCache
+
+HIDDEN = -1e30
+"""What is added to the score of a pair that may not look at each other. Finite, so that a row made of
+nothing but padding gives numbers instead of NaN, and small enough that its share is exactly zero."""
+
+
+class Attend(Protocol):
+    """What a backbone calls in each layer: (B,T,H,K), (B,T,G,K) twice and the layer give (B,T,H,K)."""
+
+    def __call__(
+        self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0
+    ) -> Tensor: ...
+
+
+class Causal:
+    """Each token sees itself and all before it in its row."""
+
+    def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        return scaled_dot_product(q_BTHK, k_BTGK, v_BTGK, causal=True, dropout=dropout)
+
+
+class Bidirectional:
+    """Each token sees its whole row, or what `attention_mask_BT` (True = real token) leaves of it."""
+
+    def __init__(self, attention_mask_BT: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
+        self.mask = None if attention_mask_BT is None else additive(attention_mask_BT.bool()[:, None, None, :], dtype)
+
+    def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        return scaled_dot_product(q_BTHK, k_BTGK, v_BTGK, mask=self.mask, dropout=dropout)
+
+
+class Documents:
+    """Each token sees only its own document: block-diagonal, for rows packed with several.
+
+    `document_ids_BT` are equal within a document and differ between neighbours; the tokens that pad
+    a row share an id of their own. With `causal`, a token also sees nothing after it.
+    """
+
+    def __init__(self, document_ids_BT: Tensor, causal: bool, dtype: torch.dtype = torch.float32) -> None:
+        seen_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+        if causal:
+            length = document_ids_BT.shape[1]
+            seen_BTT = seen_BTT & torch.ones(length, length, dtype=torch.bool, device=document_ids_BT.device).tril()
+        self.mask = additive(seen_BTT[:, None], dtype)
+
+    def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        return scaled_dot_product(q_BTHK, k_BTGK, v_BTGK, mask=self.mask, dropout=dropout)
+
+
+class Cached:
+    """New tokens see themselves and what the cache holds of their rows; their keys and values join it.
+
+    `rows[i]` is the cache row of batch row i, `starts[i]` the position of its first new token, so
+    several prompts of one length, one prompt in pieces, or one new token for each of many sequences
+    are all one call. `positions_BT` is what the backbone needs beside. Causal.
+    """
+
+    def __init__(self, cache: KeyValueCache, starts: Sequence[int], length: int, rows: Sequence[int] | None = None):
+        self.cache, self.rows = cache, list(range(len(starts)) if rows is None else rows)
+        self.seen = max(starts) + length
+        steps_T = torch.arange(length, device=cache.device)
+        self.positions_BT = torch.tensor(list(starts), device=cache.device)[:, None] + steps_T
+        # A prompt at the start needs no mask, nor does one new token for rows that are equally long.
+        self.causal = length > 1 and not any(starts)
+        self.mask = None
+        if not self.causal and (length > 1 or len(set(starts)) > 1):
+            slots_S = torch.arange(self.seen, device=cache.device)
+            self.mask = additive((slots_S <= self.positions_BT[:, :, None])[:, None], cache.dtype)
+
+    def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        self.cache.write(layer, self.rows, self.positions_BT, k_BTGK, v_BTGK)
+        k_BGSK, v_BGSK = self.cache.read(layer, self.rows, self.seen)
+        k_BSGK, v_BSGK = k_BGSK.transpose(1, 2), v_BGSK.transpose(1, 2)
+        return scaled_dot_product(q_BTHK, k_BSGK, v_BSGK, mask=self.mask, causal=self.causal, dropout=dropout)
+
+
+def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype = torch.float32) -> Attend:
+    """The context a batch asks for: by `document_ids`, else by `attention_mask`, else the plain one.
+
+    In a causal row padded on the left or right, real tokens see only real ones before them.
+    """
+    documents, mask = batch.get("document_ids"), batch.get("attention_mask")
+    if documents is not None:
+        return Documents(documents, causal, dtype)
+    if causal:
+        return Causal() if mask is None else Documents(mask.int(), causal, dtype)
+    return Bidirectional(mask, dtype)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of the same shape to add to scores: 0 where `seen`, HIDDEN elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, HIDDEN)
+
+
+def scaled_dot_product(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q kᵀ / √K + mask) v, (B,T,H,K); `mask` broadcasts to (B,H,T,S).
+
+    Vaswani et al. 2017, §3.2.1. Query heads share key-value heads in groups (Ainslie et al. 2023).
+    """
+    if mask is not None and mask.dtype != q_BTHK.dtype:
+        mask = mask.to(q_BTHK.dtype)  # mixed precision: scores come in a lower precision than weights
+    out_BHTK = F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2),
+        k_BSGK.transpose(1, 2),
+        v_BSGK.transpose(1, 2),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal,
+        enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
+    )
+    return out_BHTK.transpose(1, 2)

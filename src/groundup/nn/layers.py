@@ -1,0 +1,102 @@
+"""Small layers that several models share. Everything with weights is a plain `nn.Linear` or a norm.
+
+Axes: B rows, T tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from groundup.errors import UserError
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu}
+"""Activation functions by recipe name; `gelu_tanh` is the approximation that GPT-2 uses
+(Hendrycks & Gimpel 2016, §2)."""
+
+
+class ResidualLinear(nn.Linear):
+    """A linear layer whose result is added to the residual stream.
+
+    The same computation as nn.Linear; the type tells an initialiser which layers write to the stream.
+    """
+
+
+class LanguageHead(nn.Linear):
+    """Untied scores over the vocabulary, without bias."""
+
+    published = "lm_head"
+
+    def __init__(self, d_model: int, vocab_size: int) -> None:
+        super().__init__(d_model, vocab_size, bias=False)
+
+    def features(self, hidden_BTD: Tensor) -> Tensor:
+        """What the loss multiplies with `weight`: here the hidden states themselves."""
+        return hidden_BTD
+
+
+class TiedLanguageHead(nn.Module):
+    """Scores over the vocabulary with the embedding's own table, so with no weight to publish.
+
+    The table is not registered a second time: it appears once in the state dict, moves and is
+    converted with the embedding, and stays tied through deepcopy. Press & Wolf 2017.
+    """
+
+    published = "lm_head"
+    bias = None
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        # A tuple hides the module from registration.
+        self.source = (embedding,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding's table, (V, D)."""
+        return self.source[0].weight
+
+    def features(self, hidden_BTD: Tensor) -> Tensor:
+        """What the loss multiplies with `weight`: here the hidden states themselves."""
+        return hidden_BTD
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Scores over the vocabulary, (B, T, V)."""
+        return F.linear(hidden_BTD, self.weight)
+
+
+def language_head(embedding: nn.Embedding, *, tie: bool) -> LanguageHead | TiedLanguageHead:
+    """A head over the embedding's vocabulary that shares its table or has one of the same shape."""
+    if tie:
+        return TiedLanguageHead(embedding)
+    return LanguageHead(embedding.embedding_dim, embedding.num_embeddings)
+
+
+def run_layers(
+    layers: Iterable[nn.Module], hidden_BTD: Tensor, *inputs: object, checkpoint_activations: bool
+) -> Tensor:
+    """Hidden states after every layer; with checkpointing only those between layers are kept.
+
+    The rest is computed again in the backward pass, with the same dropout (Chen et al. 2016).
+    """
+    again = checkpoint_activations and torch.is_grad_enabled()
+    for layer in layers:
+        hidden_BTD = (
+            checkpoint(layer, hidden_BTD, *inputs, use_reentrant=False) if again else layer(hidden_BTD, *inputs)
+        )
+    return hidden_BTD
+
+
+def check_length(length: int, context: int) -> None:
+    """Raise UserError if a row is longer than the context the model was made for."""
+    if length > context:
+        fix = f"cut or pack rows to at most {context} tokens, or train a model with a longer context"
+        raise UserError(f"a row of {length} tokens is longer than the model's context of {context}", fix=fix)

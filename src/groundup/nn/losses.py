@@ -1,0 +1,189 @@
+"""Losses as a sum and a count, so that how a batch is cut into pieces never changes a gradient.
+
+The caller adds sums and counts over micro-batches and processes and divides once. A label of -100 is
+not trained: it adds nothing to either.
+
+`linear_cross_entropy` joins the output layer with the loss. It works through the trained positions in
+chunks and computes the gradients of a chunk while its scores are at hand, so the scores of all
+positions never exist at once and untrained positions cost nothing (in masked language modelling, six
+of seven). The idea is that of Wijmans et al. 2024 (Cut Your Losses) and Hsu et al. 2024 (Liger).
+
+Axes: N positions, M trained positions, C positions of a chunk, V vocabulary, D width of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+CHUNK_SCORES = 2**22
+"""Scores held at once by default: 16 MiB in fp32, small beside a training step and large enough for
+matrix products at full speed."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy in nats, and the number of trained labels (int64).
+
+    logits: (…, V); labels: (…) with -100 where nothing is trained. Computed in fp32 or above.
+    """
+    flat = labels.reshape(-1)
+    scores = logits.reshape(flat.numel(), -1)
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    total = F.cross_entropy(scores, flat, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+    return total, (flat != IGNORED).sum()
+
+
+def linear_cross_entropy(
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy(features @ weight.T + bias, labels)` without holding all scores.
+
+    features and labels may carry more leading axes, (B,T,D) and (B,T). `chunk` is the number of
+    positions worked on at once. Differentiable once, in features, weight and bias.
+    """
+    features_ND, labels_N = features_ND.reshape(-1, features_ND.shape[-1]), labels_N.reshape(-1)
+    rows = chunk or max(1, CHUNK_SCORES // weight_VD.shape[0])
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (features_ND, weight_VD, bias_V)]
+    total, *_ = _fused(features_ND, weight_VD, bias_V, labels_N, label_smoothing, rows, wanted)
+    return total, (labels_N != IGNORED).sum()
+
+
+def token_losses(
+    features_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, bias_V: Tensor | None = None, chunk: int | None = None
+) -> Tensor:
+    """Each position's cross-entropy in nats, shaped as the labels; 0 where the label is -100.
+
+    For evaluation: works in chunks and is not differentiable.
+    """
+    shape = labels_N.shape
+    features_ND, labels_N = features_ND.reshape(-1, features_ND.shape[-1]), labels_N.reshape(-1)
+    rows = chunk or max(1, CHUNK_SCORES // weight_VD.shape[0])
+    losses_N = torch.zeros(labels_N.shape, dtype=_sum_dtype(features_ND), device=features_ND.device)
+    with torch.no_grad():
+        for index_C in _trained(labels_N, rows):
+            scores_CV = _scores(features_ND[index_C], weight_VD, bias_V)
+            losses_N[index_C] = F.cross_entropy(scores_CV, labels_N[index_C], reduction="none").to(losses_N.dtype)
+    return losses_N.view(shape)
+
+
+@torch.library.custom_op("groundup::linear_cross_entropy", mutates_args=())
+def _fused(
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    labels_N: Tensor,
+    label_smoothing: float,
+    chunk: int,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss and its gradients by features, weight and bias (those not `wanted` are empty).
+
+    An operator of its own, so that torch.compile keeps it whole: the number of trained positions,
+    which differs from batch to batch, stays inside.
+    """
+    accumulate = _sum_dtype(features_ND)
+    total = torch.zeros((), dtype=accumulate, device=features_ND.device)
+    by_features = torch.zeros_like(features_ND) if wanted[0] else features_ND.new_empty(0)
+    by_weight = torch.zeros_like(weight_VD, dtype=accumulate) if wanted[1] else weight_VD.new_empty(0)
+    by_bias = torch.zeros(weight_VD.shape[0], dtype=accumulate, device=weight_VD.device)
+    weight = weight_VD.to(features_ND.dtype)
+    for index_C in _trained(labels_N, chunk):
+        picked_CD, target_C = features_ND[index_C], labels_N[index_C]
+        loss, slope_CV = _loss_and_slope(_scores(picked_CD, weight, bias_V), target_C, label_smoothing, any(wanted))
+        total += loss
+        if wanted[2]:
+            by_bias += slope_CV.sum(0)
+        slope_CV = slope_CV.to(features_ND.dtype)
+        if wanted[0]:
+            by_features[index_C] = slope_CV @ weight
+        if wanted[1]:
+            by_weight.addmm_(slope_CV.t().to(accumulate), picked_CD.to(accumulate))
+    return total, by_features, by_weight.to(weight_VD.dtype), by_bias if wanted[2] else by_bias.new_empty(0)
+
+
+def _loss_and_slope(
+    scores_CV: Tensor, target_C: Tensor, smoothing: float, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """The summed loss, and its gradient by the scores in their own memory.
+
+    With smoothing ε the target is (1-ε)·onehot + ε/V (Szegedy et al. 2016, §7).
+    """
+    normaliser_C1 = scores_CV.logsumexp(1, keepdim=True)
+    picked_C1 = scores_CV.gather(1, target_C[:, None])
+    loss = (normaliser_C1 - (1 - smoothing) * picked_C1).sum()
+    if smoothing:
+        loss = loss - smoothing * scores_CV.mean(1).sum()
+    if not differentiate:
+        return loss, scores_CV
+    slope_CV = scores_CV.sub_(normaliser_C1).exp_()
+    if smoothing:
+        slope_CV -= smoothing / scores_CV.shape[1]
+    return loss, slope_CV.scatter_add_(1, target_C[:, None], torch.full_like(picked_C1, smoothing - 1))
+
+
+def _scores(features_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Scores in fp32 or above: a softmax over a vocabulary loses too much in bf16."""
+    scores_CV = F.linear(features_CD, weight_VD, None if bias_V is None else bias_V.to(features_CD.dtype))
+    return scores_CV.to(_sum_dtype(features_CD))
+
+
+def _trained(labels_N: Tensor, chunk: int) -> Iterator[Tensor]:
+    """The indices of trained positions, at most `chunk` at a time."""
+    index_M = (labels_N != IGNORED).nonzero().squeeze(1)
+    for start in range(0, index_M.numel(), chunk):
+        yield index_M[start : start + chunk]
+
+
+def _sum_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+@_fused.register_fake
+def _(
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    labels_N: Tensor,
+    label_smoothing: float,
+    chunk: int,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    accumulate = _sum_dtype(features_ND)
+    return (
+        features_ND.new_empty((), dtype=accumulate),
+        torch.empty_like(features_ND) if wanted[0] else features_ND.new_empty(0),
+        torch.empty_like(weight_VD) if wanted[1] else weight_VD.new_empty(0),
+        features_ND.new_empty(weight_VD.shape[0] if wanted[2] else 0, dtype=accumulate),
+    )
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.wanted = inputs[6]
+    ctx.bias_dtype = None if inputs[2] is None else inputs[2].dtype
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, by_total, *_unused):  # type: ignore[no-untyped-def]
+    by_features, by_weight, by_bias = ctx.saved_tensors
+    return (
+        by_features * by_total.to(by_features.dtype) if ctx.wanted[0] else None,
+        by_weight * by_total.to(by_weight.dtype) if ctx.wanted[1] else None,
+        (by_bias * by_total).to(ctx.bias_dtype) if ctx.wanted[2] else None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_fused.register_autograd(_backward, setup_context=_keep)
