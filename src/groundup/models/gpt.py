@@ -28,6 +28,8 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "groundup_gpt")
 ARCHITECTURES = {"language": "LlamaForCausalLM"}
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 """Endings of tensors that old checkpoints carry and that follow from the config."""
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+"""Tensors that some checkpoints hold twice although one is the other."""
 TINY: dict[str, Any] = {
     "vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "context": 32,
 }  # fmt: skip
@@ -54,6 +56,8 @@ class Config(TransformerSection):
     """How rotary positions are stretched beyond the context trained on."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the mean square before its root."""
+    tie_embeddings: bool = True
+    """Whether the output layer uses the table of the token embeddings."""
     attention_bias: Literal["none", "qkv", "all"] = "none"
     """Biases of the attention's projections: none (Llama), on q, k and v (Qwen2), on the output too."""
     mlp_bias: bool = False

@@ -39,6 +39,8 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 """Endings of the names of matrices that published checkpoints store as (in, out)."""
 NOT_WEIGHTS = ("attn.bias", "attn.masked_bias")
 """Endings of tensors in old checkpoints that are constants: the causal mask and its value."""
+TIED = {"lm_head.weight": "transformer.wte.weight"}
+"""Tensors that some checkpoints hold twice although one is the other."""
 TINY: dict[str, Any] = {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "context": 32}
 """Sizes with which the contract tests build it."""
 _PUBLISHED_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
@@ -51,6 +53,8 @@ class Config(TransformerSection):
     """Width of the feed-forward layers; 4 · d_model if not given."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance before its root."""
+    tie_embeddings: bool = True
+    """Whether the output layer uses the table of the token embeddings."""
     activation: Literal["gelu_tanh", "gelu", "relu"] = "gelu_tanh"
     """Activation of the feed-forward layers."""
     positions: Literal["learned", "sinusoidal"] = "learned"

@@ -27,8 +27,6 @@ class TransformerSection(Named):
     """Share of values dropped after the embeddings and before each residual sum, in training."""
     attention_dropout: Share = Field(default_factory=lambda values: values["dropout"])
     """Share of attention weights dropped in training; as `dropout` if not given. Slow on CPUs."""
-    tie_embeddings: bool = True
-    """Whether the output layer uses the table of the token embeddings."""
     initialiser: Literal["normal", "scaled_normal", "xavier", "kaiming", "zeros"] = "scaled_normal"
     """How weights begin; see `groundup.nn.initialisers`."""
     initialiser_std: float = Field(default=0.02, ge=0)

@@ -1,0 +1,266 @@
+"""Hugging Face model directories, read and written: what transformers writes we open, and back.
+
+A directory holds config.json, the weights as safetensors (one file, or several with an index),
+generation_config.json and the tokenizer's files. Nothing is ever unpickled. Which names a family uses
+is its model file's business; here they are checked, and matrices that a family publishes transposed
+are turned. Tied weights are written once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from groundup import catalog
+from groundup.artifact import write_whole
+from groundup.errors import ArtifactError, UserError, nearest
+from groundup.nn.initialisers import initialise
+from groundup.nn.network import ModelFile, Network, materialise
+from groundup.nn.published import OURS
+from groundup.nn.shape import TransformerSection
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def save(
+    folder: Path,
+    network: Network,
+    *,
+    tokenizer_folder: Path | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network as a Hugging Face directory; the same network gives the same bytes.
+
+    `generation` is what goes into generation_config.json (bos_token_id, eos_token_id, pad_token_id,
+    temperature, …); the three ids go into config.json too, null where not given, because readers
+    otherwise assume their family's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = catalog.load("models", network.config.name)
+    weights = _as_published(model, network.state_dict())
+    ids = {key: (generation or {}).get(key) for key in SPECIAL_IDS}
+    dtype = str(next(iter(network.parameters())).dtype).removeprefix("torch.")
+    described = model.Config.to_hugging_face(network.config, network.head_kind)
+    kept = {OURS: described.get(OURS, {}) | {"head": network.head_kind}}
+    # Readers before transformers 5 look for torch_dtype.
+    _write_json(folder / CONFIG, described | ids | kept | {"dtype": dtype, "torch_dtype": dtype})
+    _write_json(folder / GENERATION, dict(generation or {}) | ids)
+    _write_weights(folder / WEIGHTS, weights)
+    for name in TOKENIZER_FILES if tokenizer_folder else ():
+        source = Path(tokenizer_folder or "") / name
+        if source.is_file() and source.resolve() != (folder / name).resolve():
+            shutil.copyfile(source, folder / name)
+
+
+def load(folder: Path, head: str | None = None, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Network:
+    """The network in a Hugging Face directory, its weights in `dtype`, in evaluation mode.
+
+    `head` asks for another head than the stored one; what the checkpoint does not have of it begins
+    at random by `seed`. Raises UserError for a directory, family or option that is not supported, and
+    ArtifactError for weights that are damaged, missing, unexpected or of the wrong shape.
+    """
+    given = read_config(folder)
+    model, config = _recognise(folder, given)
+    stored = _stored_head(model, given)
+    kind = head or stored
+    if kind is None:
+        fix = f"name one of its heads: {', '.join(model.HEADS)}"
+        raise UserError("the checkpoint is a backbone without a head", where=str(folder / CONFIG), fix=fix)
+    with torch.device("meta"):
+        network = Network(cast(ModelFile, model), config, kind)
+    weights = _as_ours(model, read_weights(folder, dtype), network)
+    _check(network, weights, model, folder, is_whole=kind == stored)
+    if set(network.state_dict()) - set(weights):
+        materialise(network, "cpu")
+        initialise(network, name=config.initialiser, std=config.initialiser_std, n_layers=config.n_layers, seed=seed)
+    network.load_state_dict(weights, strict=False, assign=True)
+    return network.to(dtype).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a mapping. Raises UserError if there is none that can be read."""
+    return _read_json(folder / CONFIG, fix="give a Hugging Face model directory: one that holds config.json")
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """What `save` takes as `generation`: generation_config.json, with the ids of config.json beneath."""
+    ids = {key: value for key, value in read_config(folder).items() if key in SPECIAL_IDS and value is not None}
+    path = folder / GENERATION
+    given = _read_json(path, fix="remove it, or repair it") if path.is_file() else {}
+    return ids | {key: value for key, value in given.items() if value is not None}
+
+
+def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Every tensor by its published name, converted to `dtype`; one file or the shards of an index.
+
+    The tensors are copies, so the directory may go away. Raises ArtifactError for damaged files.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights |= {name: _convert(file.get_tensor(name), dtype, name, path) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            fix = "fetch or write the file again: it is cut short or was changed"
+            raise ArtifactError(f"the weights cannot be read ({error})", where=str(path), fix=fix) from error
+    return weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        shards = _read_json(folder / INDEX, fix="fetch the file again").get("weight_map")
+        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if missing or not names:
+            what = f"the index names shards that are not there: {', '.join(missing) or 'none at all'}"
+            raise ArtifactError(what, where=str(folder / INDEX), fix="fetch the missing files into the same directory")
+        return [folder / name for name in names]
+    pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pth"))
+    if pickled:
+        fix = "convert it to safetensors first: a pickle can run any code when it is opened"
+        raise UserError(f"only pickled weights ({pickled[0]}), which are never opened", where=str(folder), fix=fix)
+    raise ArtifactError(f"there is no {WEIGHTS}", where=str(folder), fix="give a complete model directory")
+
+
+def _convert(tensor: Tensor, dtype: torch.dtype, name: str, path: Path) -> Tensor:
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        what = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not a plain floating type"
+        raise ArtifactError(what, where=str(path), fix="use the checkpoint that was not quantized")
+    return tensor.to(dtype, copy=True)
+
+
+def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, TransformerSection]:
+    """The model file that opens this family, and its Config."""
+    where, family = str(folder / CONFIG), given.get("model_type")
+    if given.get("quantization_config"):
+        fix = "use the checkpoint that was not quantized"
+        raise UserError("the checkpoint is quantized, which cannot be opened here", where=where, fix=fix)
+    models = [catalog.load("models", name) for name in catalog.names("models")]
+    by_family = {name: model for model in models for name in getattr(model, "MODEL_TYPES", ())}
+    if family not in by_family:
+        raise UserError(f"no model opens the family {family!r}", where=where, fix=nearest(str(family), by_family))
+    try:
+        return by_family[family], by_family[family].Config.from_hugging_face(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"its sizes do not fit together: {'.'.join(map(str, first['loc']))} {first['msg']}"
+        raise UserError(what, where=where, fix="repair the file") from error
+    except UserError as error:
+        error.where = error.where or where
+        raise
+
+
+def _stored_head(model: ModuleType, given: dict[str, Any]) -> str | None:
+    """The kind of head a checkpoint holds, by its class name without the family; None if it is bare."""
+    kept = given.get(OURS)
+    if isinstance(kept, dict) and kept.get("head") in model.HEADS:
+        return str(kept["head"])
+    classes = [str(name) for name in given.get("architectures") or []]
+    for kind, ours in model.ARCHITECTURES.items():
+        if any(name == ours or ("For" in name and _purpose(name) == _purpose(ours)) for name in classes):
+            return str(kind)
+    return None
+
+
+def _purpose(name: str) -> str:
+    return name.partition("For")[2]
+
+
+def _as_published(model: ModuleType, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors as the family publishes them: contiguous, on the CPU, some transposed."""
+    return {name: _turn(model, name, tensor.detach().cpu()).contiguous() for name, tensor in weights.items()}
+
+
+def _as_ours(model: ModuleType, weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
+    """Published tensors under the names of `network`, without those it has no use for."""
+    constants = tuple(getattr(model, "NOT_WEIGHTS", ()))
+    weights = {name: tensor for name, tensor in weights.items() if not (constants and name.endswith(constants))}
+    weights = {_renamed(model, name): _turn(model, name, tensor).contiguous() for name, tensor in weights.items()}
+    expected = network.state_dict()
+    if not any(name.startswith(f"{model.PREFIX}.") for name in weights):
+        # A checkpoint of the backbone alone is published without its prefix.
+        weights = {f"{model.PREFIX}.{name}" if f"{model.PREFIX}.{name}" in expected else name: tensor
+                   for name, tensor in weights.items()}  # fmt: skip
+    for copy, original in getattr(model, "TIED", {}).items():
+        if copy in weights and copy not in expected and original in weights:
+            if not torch.equal(weights[copy], weights[original]):
+                fix = "set tie_word_embeddings to false in config.json if the two are meant to differ"
+                raise ArtifactError(f"{copy} should be tied to {original} and is not the same", fix=fix)
+            del weights[copy]
+    return weights
+
+
+def _renamed(model: ModuleType, name: str) -> str:
+    for old, new in getattr(model, "OLD_NAMES", {}).items():
+        if name.endswith(old):
+            return name.removesuffix(old) + str(new)
+    return name
+
+
+def _turn(model: ModuleType, name: str, tensor: Tensor) -> Tensor:
+    return tensor.t() if name.endswith(tuple(getattr(model, "TRANSPOSED", ())) or ("\0",)) else tensor
+
+
+def _check(network: Network, weights: dict[str, Tensor], model: ModuleType, folder: Path, *, is_whole: bool) -> None:
+    """Drop tensors of other heads; raise ArtifactError naming what is missing, unexpected or misshapen."""
+    expected = network.state_dict()
+    optional = tuple(getattr(model, "OPTIONAL", ()))
+
+    def of_a_head(name: str) -> bool:
+        return bool(optional and name.startswith(optional)) or not (is_whole or name.startswith(f"{model.PREFIX}."))
+
+    for name in [name for name in weights if name not in expected and of_a_head(name)]:
+        del weights[name]
+    missing = [name for name in expected if name not in weights and (is_whole or not of_a_head(name))]
+    wrong = [
+        f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+        for name, tensor in weights.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    unexpected = [name for name in weights if name not in expected]
+    for problem, found in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", wrong)):
+        if found:
+            shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+            fix = "config.json and the weights do not belong together: fetch or write both again"
+            raise ArtifactError(f"{len(found)} tensors are {problem}: {shown}", where=str(folder), fix=fix)
+
+
+def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(weights, temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path, *, fix: str) -> dict[str, Any]:
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} cannot be read ({error})", where=str(path.parent), fix=fix) from error
+    if not isinstance(given, dict):
+        raise UserError(f"{path.name} does not hold a mapping", where=str(path.parent), fix=fix)
+    return given
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
