@@ -27,7 +27,6 @@ from groundup.artifact import write_whole
 from groundup.errors import ArtifactError, UserError, nearest
 from groundup.nn.initialisers import initialise
 from groundup.nn.network import ModelFile, Network, materialise
-from groundup.nn.published import OURS
 from groundup.nn.shape import TransformerSection
 
 CONFIG = "config.json"
@@ -57,9 +56,8 @@ def save(
     ids = {key: (generation or {}).get(key) for key in SPECIAL_IDS}
     dtype = str(next(iter(network.parameters())).dtype).removeprefix("torch.")
     described = model.Config.to_hugging_face(network.config, network.head_kind)
-    kept = {OURS: described.get(OURS, {}) | {"head": network.head_kind}}
     # Readers before transformers 5 look for torch_dtype.
-    _write_json(folder / CONFIG, described | ids | kept | {"dtype": dtype, "torch_dtype": dtype})
+    _write_json(folder / CONFIG, described | ids | {"dtype": dtype, "torch_dtype": dtype})
     _write_json(folder / GENERATION, dict(generation or {}) | ids)
     _write_weights(folder / WEIGHTS, weights)
     for name in TOKENIZER_FILES if tokenizer_folder else ():
@@ -170,9 +168,6 @@ def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, Transfo
 
 def _stored_head(model: ModuleType, given: dict[str, Any]) -> str | None:
     """The kind of head a checkpoint holds, by its class name without the family; None if it is bare."""
-    kept = given.get(OURS)
-    if isinstance(kept, dict) and kept.get("head") in model.HEADS:
-        return str(kept["head"])
     classes = [str(name) for name in given.get("architectures") or []]
     for kind, ours in model.ARCHITECTURES.items():
         if any(name == ours or ("For" in name and _purpose(name) == _purpose(ours)) for name in classes):
