@@ -1,0 +1,261 @@
+"""Sources cut into blocks: the units of work that processes share.
+
+A block is a few megabytes of whole rows: several small files, a range of bytes of a large one, some
+row groups of a Parquet file, or unpacked bytes where the file itself cannot be cut. How sources are
+cut depends only on the files, never on the number of processes, so the corpus does not either.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from groundup.data.encodings import PROBE_BYTES, detect
+from groundup.data.sources import Source, SourceFile, unreadable
+from groundup.errors import DataError
+
+LONGEST_ROW = 64 << 20
+"""Bytes that one row or one document may have; more is a mistake, not a document."""
+FILES_PER_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some whole rows of a source, small enough to be worked on in memory."""
+
+    index: int
+    source: int
+    files: tuple[SourceFile, ...]
+    """Several files if each is a document; otherwise the one file the rows are from."""
+    start: int = 0
+    stop: int = 0
+    """Range of bytes in the file; equal if the block is not a range."""
+    data: bytes | None = None
+    """The rows themselves where the file is packed or had to be recoded; then UTF-8 if `recoded`."""
+    encoding: str = "utf-8"
+    recoded: bool = False
+    header: tuple[str, ...] = ()
+    """Column names of a CSV or TSV file."""
+    groups: tuple[int, ...] = ()
+    """Row groups of a Parquet file."""
+    lead: int = 0
+    """Lines of the file before this block, for the first block of a file; the others follow it."""
+    size: int = 0
+    """Stored bytes that this block accounts for, for progress."""
+
+
+def cut(sources: list[Source], files: list[SourceFile], block_bytes: int) -> Iterator[Block]:
+    """The blocks of all sources, in order. Raises DataError for a file that cannot be read."""
+    index = 0
+    for source_index, source in enumerate(sources):
+        own = [file for file in files if file.source == source_index]
+        for block in _cut_source(source, own, block_bytes):
+            yield _numbered(block, index)
+            index += 1
+
+
+def _numbered(block: Block, index: int) -> Block:
+    object.__setattr__(block, "index", index)  # a fresh block that nobody has seen yet
+    return block
+
+
+def _cut_source(source: Source, files: list[SourceFile], block_bytes: int) -> Iterator[Block]:
+    whole = [file for file in files if is_document(file, source)]
+    yield from _whole_files(whole, block_bytes)
+    for file in files:
+        if file.kind == "parquet":
+            yield from _row_groups(file, block_bytes)
+        elif not is_document(file, source):
+            try:
+                yield from _ranges(file, source, block_bytes)
+            except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+                raise broken_file(file, error) from error
+
+
+def is_document(file: SourceFile, source: Source) -> bool:
+    """Whether the whole file is one document."""
+    return file.kind == "text" and source.document == "file"
+
+
+def broken_file(file: SourceFile, error: Exception) -> DataError:
+    """The error for a file that cannot be opened, or whose packing is damaged."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return unreadable(file.name, error)
+    return DataError(f"{file.name!r} is damaged: {error}", fix="fetch the file again, or add it to `exclude`")
+
+
+def _whole_files(files: list[SourceFile], block_bytes: int) -> Iterator[Block]:
+    """Blocks of consecutive files, each a document."""
+    held: list[SourceFile] = []
+    size = 0
+    for file in files:
+        if held and (size + file.expected_bytes() > block_bytes or len(held) == FILES_PER_BLOCK):
+            yield Block(0, held[0].source, tuple(held), size=sum(f.size for f in held))
+            held, size = [], 0
+        held.append(file)
+        size += file.expected_bytes()
+    if held:
+        yield Block(0, held[0].source, tuple(held), size=sum(f.size for f in held))
+
+
+def open_parquet(file: SourceFile) -> pq.ParquetFile:
+    """A Parquet file opened for reading in small pieces. Raises DataError if it is none."""
+    try:
+        return pq.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False)
+    except OSError as error:
+        raise broken_file(file, error) from error
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file.name!r} is no Parquet file ({error})") from error
+
+
+def _row_groups(file: SourceFile, block_bytes: int) -> Iterator[Block]:
+    with open_parquet(file) as opened:
+        sizes = [opened.metadata.row_group(i).total_byte_size for i in range(opened.num_row_groups)]
+    held: list[int] = []
+    for group, size in enumerate(sizes):
+        if held and sum(sizes[i] for i in held) + size > block_bytes:
+            yield _parquet_block(file, held, len(sizes))
+            held = []
+        held.append(group)
+    if held:
+        yield _parquet_block(file, held, len(sizes))
+
+
+def _parquet_block(file: SourceFile, groups: list[int], of: int) -> Block:
+    return Block(0, file.source, (file,), groups=tuple(groups), size=file.size * len(groups) // of)
+
+
+def _ranges(file: SourceFile, source: Source, block_bytes: int) -> Iterator[Block]:
+    """Blocks of whole lines, paragraphs or CSV records of one file."""
+    with file.open() as stream:
+        head = stream.read(PROBE_BYTES)
+    encoding = source.encoding if source.encoding != "auto" else detect(head) or "utf-8"
+    wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
+    names, skip = _header(file, source, head, encoding)
+    lead = head[:skip].count(b"\n") if not wide else (1 if skip else 0)
+    quoted = has_quotes(file, source)
+    base = Block(0, file.source, (file,), encoding="utf-8" if wide else encoding, recoded=wide, header=names)
+    if file.packing or wide or quoted:
+        pieces: Iterator[tuple[int, int, bytes | None]] = _scan(file, encoding if wide else "", skip, quoted, source.document == "paragraph", block_bytes)
+        carried = bool(file.packing) or wide
+    else:
+        pieces, carried = _jump(file, skip, source.document == "paragraph", block_bytes), False
+    for start, stop, data in pieces:
+        size = (stop - start) if not file.packing else round((stop - start) * file.size / max(1, file.expected_bytes()))
+        yield _filled(base, start, stop, data if carried else None, lead if start == skip else 0, size)
+
+
+def _filled(base: Block, start: int, stop: int, data: bytes | None, lead: int, size: int) -> Block:
+    return Block(
+        0, base.source, base.files, start, stop, data, base.encoding, base.recoded, base.header, (), lead, size
+    )
+
+
+def has_quotes(file: SourceFile, source: Source) -> bool:
+    """Whether fields may be enclosed in quotes, so that a line end may stand inside a record."""
+    if file.kind not in ("csv", "tsv"):
+        return False
+    return source.quotes if source.quotes is not None else file.kind == "csv"
+
+
+def _header(file: SourceFile, source: Source, head: bytes, encoding: str) -> tuple[tuple[str, ...], int]:
+    """Column names of a CSV or TSV file and the bytes to skip; of a recoded file, bytes of UTF-8."""
+    if file.kind not in ("csv", "tsv"):
+        return (), len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
+    if source.columns is not None:
+        return tuple(source.columns), len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
+    line, mark, _ = text.partition("\n")
+    names = next(csv.reader(io.StringIO(line.rstrip("\r")), delimiter="\t" if file.kind == "tsv" else ","), [])
+    raw = (line + mark).encode("utf-8" if encoding.startswith(("utf-16", "utf-32")) else encoding, "replace")
+    return tuple(name.strip() for name in names), len(raw)
+
+
+def _jump(file: SourceFile, start: int, paragraphs: bool, block_bytes: int) -> Iterator[tuple[int, int, bytes | None]]:
+    """Byte ranges of whole lines or paragraphs of a plain file, found without reading what lies between."""
+    with file.open() as stream:
+        while start < file.size:
+            stream.seek(min(start + block_bytes, file.size))
+            _read_line(stream, file)
+            while paragraphs and _read_line(stream, file).strip():
+                pass
+            stop = min(stream.tell(), file.size)
+            yield start, stop, None
+            start = stop
+
+
+def _read_line(stream: IO[bytes], file: SourceFile) -> bytes:
+    line = stream.readline(LONGEST_ROW + 1)
+    if len(line) > LONGEST_ROW:
+        raise too_long(file.name)
+    return line
+
+
+def too_long(name: str) -> DataError:
+    """The error for a row or document that is larger than any document should be."""
+    limit = LONGEST_ROW >> 20
+    fix = "cut it: `document: paragraph` or `document: line` for text; check `kind` and `quotes` for tables"
+    return DataError(f"{name!r} holds one document of more than {limit} MiB", fix=fix)
+
+
+def _scan(
+    file: SourceFile, recode: str, start: int, quoted: bool, paragraphs: bool, block_bytes: int
+) -> Iterator[tuple[int, int, bytes | None]]:
+    """Pieces of whole rows of a file that must be read through, as (start, stop, bytes)."""
+    with file.open() as stream:
+        chunks = _recoded(stream, recode) if recode else iter(lambda: stream.read(1 << 20), b"")
+        held, position, to_skip = bytearray(), start, start
+        for chunk in chunks:
+            drop = min(to_skip, len(chunk))
+            to_skip -= drop
+            held += chunk[drop:]
+            end = _last_row_end(held, quoted, paragraphs) if len(held) >= block_bytes else 0
+            if end:
+                yield position, position + end, bytes(held[:end])
+                position += end
+                del held[:end]
+            elif len(held) > LONGEST_ROW + block_bytes:
+                raise too_long(file.name)
+        if held:
+            yield position, position + len(held), bytes(held)
+
+
+def _recoded(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
+    """UTF-8 bytes of a UTF-16 or UTF-32 stream; what is broken becomes U+FFFD."""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    while chunk := stream.read(1 << 20):
+        yield decoder.decode(chunk).encode("utf-8", "replace")
+    yield decoder.decode(b"", final=True).encode("utf-8", "replace")
+
+
+def _last_row_end(held: bytearray, quoted: bool, paragraphs: bool) -> int:
+    """Where the last complete row of the held bytes ends; 0 if none does.
+
+    A line end lies outside quotes if an even number of quotes precedes it, since a quote inside a
+    field is doubled. Line ends are tried from the back, within the last two megabytes or so.
+    """
+    if paragraphs:
+        return max(_after(held, b"\n\n"), _after(held, b"\n\r\n"))
+    end = held.rfind(b"\n") + 1
+    if not quoted:
+        return end
+    quotes = held.count(b'"', 0, end)
+    while end and quotes % 2:
+        earlier = held.rfind(b"\n", 0, end - 1) + 1
+        quotes -= held.count(b'"', earlier, end)
+        end = earlier
+    return end
+
+
+def _after(held: bytearray, mark: bytes) -> int:
+    place = held.rfind(mark)
+    return 0 if place < 0 else place + len(mark)

@@ -1,0 +1,278 @@
+"""Blocks turned into rows: text, and whatever else the recipe asked to keep.
+
+A row that cannot be used (broken encoding, broken JSON, a missing field) is not an exception but a
+row with a reason: the stage counts it, keeps an example, and stops only if there are too many.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import zstandard
+
+from groundup.data.encodings import detect, is_binary
+from groundup.data.source_blocks import LONGEST_ROW, Block, broken_file, has_quotes, is_document, open_parquet
+from groundup.data.sources import Source
+from groundup.errors import DataError, nearest
+
+_ESCAPED = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that do not decode."""
+csv.field_size_limit(LONGEST_ROW)
+
+
+class Row(NamedTuple):
+    """One row of a source: either a text, or the reason why there is none."""
+
+    file: int
+    """Position of its file in the block."""
+    line: int
+    """Line of its file counted from the start of the block, from 1; of Parquet, the row."""
+    text: str
+    bad: str = ""
+    """Why the row cannot be used; empty for a good row."""
+    extra: tuple[Any, ...] = ()
+    """Values of the wanted columns."""
+
+
+def read_rows(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
+    """The rows of a block, with the values of the `wanted` columns.
+
+    Raises DataError for a file that cannot be read at all, and for a column that no row has.
+    """
+    file = block.files[0]
+    if is_document(file, source):
+        return _documents(block, source, wanted)
+    if file.kind == "parquet":
+        return _parquet(block, source, wanted)
+    text = _decode(_data(block), block, source)
+    broken = "broken UTF-16" if block.recoded else f"broken {block.encoding.upper().replace('ASCII', 'UTF-8')}"
+    flawed = re.compile("\ufffd") if block.recoded else _ESCAPED
+    check = None if text.isascii() or flawed.search(text) is None else flawed
+    match file.kind:
+        case "jsonl":
+            return _json_rows(text, source, wanted, check, broken)
+        case "csv" | "tsv":
+            rows = _table_rows(text, block, source, wanted)
+        case _:
+            rows = _paragraphs(text) if source.document == "paragraph" else _lines(text)
+    return rows if check is None else _flag(rows, check, broken)
+
+
+def _flag(rows: Iterator[Row], check: re.Pattern[str], broken: str) -> Iterator[Row]:
+    for row in rows:
+        values = [value for value in row.extra if isinstance(value, str)]
+        if not row.bad and any(check.search(value) for value in (row.text, *values)):
+            row = Row(row.file, row.line, "", broken)
+        yield row
+
+
+def _data(block: Block) -> bytes:
+    if block.data is not None:
+        return block.data
+    try:
+        with block.files[0].open() as stream:
+            stream.seek(block.start)
+            return stream.read(block.stop - block.start)
+    except OSError as error:
+        raise broken_file(block.files[0], error) from error
+
+
+def _decode(data: bytes, block: Block, source: Source) -> str:
+    """The block as text, line ends unified; bytes that do not decode become lone surrogates."""
+    encoding = "utf-8" if block.encoding in ("ascii", "utf-8-sig") else block.encoding
+    if block.encoding == "ascii" and source.encoding == "auto":
+        # The head of the file was plain ASCII, which is the beginning of many encodings.
+        later = detect(data)
+        encoding = "gb18030" if later == "gb18030" else "utf-8"
+    text = data.decode(encoding, "surrogateescape")
+    return text.replace("\r\n", "\n") if "\r" in text else text
+
+
+def _documents(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
+    """One row for each file of the block."""
+    for number, file in enumerate(block.files):
+        try:
+            with file.open() as stream:
+                data = stream.read(LONGEST_ROW + 1)
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+            raise broken_file(file, error) from error
+        if len(data) > LONGEST_ROW:
+            raise DataError(
+                f"{file.name!r} is one document of more than {LONGEST_ROW >> 20} MiB",
+                fix="add `document: paragraph` or `document: line` to the source",
+            )
+        yield _document(number, data, source, len(wanted))
+
+
+def _document(number: int, data: bytes, source: Source, columns: int) -> Row:
+    encoding = detect(data, whole=True) if source.encoding == "auto" else source.encoding
+    if encoding is None:
+        binary = is_binary(data[: 1 << 14])
+        return Row(number, 1, "", "binary file" if binary else "unknown or broken encoding")
+    try:
+        return Row(number, 1, data.decode(encoding), extra=(None,) * columns)
+    except UnicodeDecodeError as error:
+        return Row(number, 1, "", f"broken {encoding.upper()} at byte {error.start}")
+
+
+def _lines(text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line and not line.isspace():
+            yield Row(0, number, line)
+
+
+def _paragraphs(text: str) -> Iterator[Row]:
+    held: list[str] = []
+    first = 1
+    for number, line in enumerate(text.split("\n"), 1):
+        if line and not line.isspace():
+            first = first if held else number
+            held.append(line)
+        elif held:
+            yield Row(0, first, "\n".join(held))
+            held = []
+    if held:
+        yield Row(0, first, "\n".join(held))
+
+
+def count_lines(block: Block, source: Source) -> int:
+    """Lines (of Parquet: rows) that a block covers, by which the rows after it are numbered."""
+    if block.groups:
+        with open_parquet(block.files[0]) as opened:
+            return sum(opened.metadata.row_group(group).num_rows for group in block.groups)
+    return 0 if is_document(block.files[0], source) else _data(block).count(b"\n")
+
+
+def _json_rows(
+    text: str, source: Source, wanted: Sequence[str], check: re.Pattern[str] | None, broken: str
+) -> Iterator[Row]:
+    fields = _field_paths(source)
+    extras = [tuple(name.split(".")) for name in wanted]
+    loads = json.JSONDecoder(strict=False).decode
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line or line.isspace():
+            continue
+        if check is not None and check.search(line):
+            # Told here, since an escape such as \udc80 in good JSON reads the same once parsed.
+            yield Row(0, number, "", broken)
+            continue
+        try:
+            value = loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Row(0, number, "", _json_reason(error, line, number))
+            continue
+        if not isinstance(value, dict):
+            yield Row(0, number, "", "not a JSON object")
+            continue
+        texts = [_text_of(_reach(value, path)) for path in fields]
+        bad = next((_field_reason(_reach(value, p), p) for t, p in zip(texts, fields, strict=True) if t is None), "")
+        joined = texts[0] if len(texts) == 1 else "\n".join(t for t in texts if t is not None)
+        yield Row(0, number, joined or "", bad, tuple(_reach(value, path) for path in extras))
+
+
+def _json_reason(error: Exception, line: str, number: int) -> str:
+    if number == 1 and line.lstrip().startswith("["):
+        return "a JSON array, not one JSON object a line"
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON ({error.msg[:1].lower()}{error.msg[1:]} at column {error.colno})"
+    return "broken JSON (nested too deep)"
+
+
+def _field_paths(source: Source) -> list[tuple[str, ...]]:
+    names = [source.text_field] if isinstance(source.text_field, str) else source.text_field
+    return [tuple(name.split(".")) for name in names]
+
+
+def _reach(value: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """The value at a dotted path, or None; a key that itself contains the dots is found as well."""
+    found: Any = value
+    for key in path:
+        if not isinstance(found, dict) or key not in found:
+            return value.get(".".join(path)) if len(path) > 1 else None
+        found = found[key]
+    return found
+
+
+def _text_of(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return "\n".join(value)
+    return None
+
+
+def _field_reason(value: Any, path: tuple[str, ...]) -> str:
+    name = ".".join(path)
+    return f"no field {name!r}" if value is None else f"the field {name!r} is no text"
+
+
+def _table_rows(text: str, block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
+    file = block.files[0]
+    names = _field_names(source)
+    columns = [_column(name, block) for name in names]
+    extras = [_column(name, block) for name in wanted]
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter="\t" if file.kind == "tsv" else ",",
+        quoting=csv.QUOTE_MINIMAL if has_quotes(file, source) else csv.QUOTE_NONE,
+    )
+    width, line = len(block.header), 1
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Row(0, line, "", f"broken table row ({error})")
+            line = reader.line_num + 1
+            continue
+        if len(fields) == width:
+            joined = fields[columns[0]] if len(columns) == 1 else "\n".join(fields[i] for i in columns)
+            yield Row(0, line, joined, "", tuple(fields[i] for i in extras))
+        elif fields:
+            yield Row(0, line, "", f"{len(fields)} fields where the header has {width}")
+        line = reader.line_num + 1
+
+
+def _field_names(source: Source) -> list[str]:
+    return [source.text_field] if isinstance(source.text_field, str) else source.text_field
+
+
+def _column(name: str, block: Block) -> int:
+    try:
+        return block.header.index(name)
+    except ValueError:
+        raise no_column(name, block.files[0].name, block.header) from None
+
+
+def no_column(name: str, file: str, known: Sequence[str]) -> DataError:
+    """The error for a column that a table does not have."""
+    fix = nearest(name, known) + "; set `text_field`, or `columns` if the file has no header line"
+    return DataError(f"{file!r} has no column {name!r}", fix=fix)
+
+
+def _parquet(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
+    names = _field_names(source)
+    with open_parquet(block.files[0]) as opened:
+        known = opened.schema_arrow.names
+        for name in (*names, *wanted):
+            if name not in known:
+                raise no_column(name, block.files[0].name, known)
+        line = 1
+        columns = list(dict.fromkeys((*names, *wanted)))
+        for batch in opened.iter_batches(batch_size=512, row_groups=list(block.groups), columns=columns):
+            values = {name: batch.column(name).to_pylist() for name in columns}
+            for i in range(batch.num_rows):
+                texts = [_text_of(values[name][i]) for name in names]
+                bad = next(
+                    (_field_reason(values[n][i], (n,)) for t, n in zip(texts, names, strict=True) if t is None), ""
+                )
+                joined = "" if bad else "\n".join(t for t in texts if t is not None)
+                yield Row(0, line, joined, bad, tuple(values[name][i] for name in wanted))
+                line += 1
