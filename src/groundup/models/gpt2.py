@@ -37,7 +37,7 @@ MODEL_TYPES = ("gpt2", "groundup_gpt2")
 ARCHITECTURES = {"language": "GPT2LMHeadModel"}
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Endings of the names of matrices that published checkpoints store as (in, out)."""
-NOT_WEIGHTS = ("attn.bias", "attn.masked_bias")
+NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")
 """Endings of tensors in old checkpoints that are constants: the causal mask and its value."""
 TIED = {"lm_head.weight": "transformer.wte.weight"}
 """Tensors that some checkpoints hold twice although one is the other."""
