@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from groundup.errors import GroundupError
-from groundup.serving.sampler import Sampler, Sampling, draw, keep_min_p, keep_top_k, keep_top_p, process
+from groundup.errors import GroundupError, UserError
+from groundup.serving.sampler import Sampler, Sampling, draw, keep_min_p, keep_top_k, keep_top_p, process, sampling
 from groundup.serving.stops import StopStrings
 
 logits = st.lists(st.integers(-40, 40), min_size=1, max_size=30).map(lambda xs: torch.tensor(xs) / 4.0)
@@ -127,11 +127,19 @@ def test_damaged_logits_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"min_p": 1.5}, {"stop": [""]}, {"tempreature": 1}]
+    "wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"min_p": 1.5}, {"stop": [""]}, {"tempreature": 1}]
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Sampling.model_validate(wrong)
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        sampling(wrong)
+
+
+def test_filters_that_are_off_change_nothing() -> None:
+    logits_V = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    off = Sampling(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+    assert torch.equal(process(logits_V, off, torch.ones(30, dtype=torch.bool)), logits_V)
 
 
 @settings(max_examples=300, deadline=None)

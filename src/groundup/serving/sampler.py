@@ -10,15 +10,16 @@ Axes: V vocabulary; a leading … stands for any number of sequences.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from groundup.config import Section
-from groundup.errors import GroundupError
+from groundup.config import Section, parse
+from groundup.errors import GroundupError, Mistakes, Problem
 from groundup.units import Count
 
 
@@ -27,8 +28,8 @@ class Sampling(Section):
 
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Logits are divided by it: below 1 sharper, above 1 flatter, 0 always the most likely token."""
-    top_k: Annotated[int, Field(ge=1)] | None = None
-    """Keep the k most likely tokens (and those tied with the k-th)."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """Keep the k most likely tokens (and those tied with the k-th); 0 keeps all, as null does."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Keep the smallest set of most likely tokens whose probabilities reach this sum."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -55,6 +56,14 @@ class Sampling(Section):
         if "" in value:
             raise ValueError("a stop string cannot be empty: it would stop before the first character")
         return value
+
+
+def sampling(values: Mapping[str, Any]) -> Sampling:
+    """Settings from plain data. Raises UserError with every mistake, for callers without a recipe."""
+    found, mistakes = parse(Sampling, values)
+    if found is None:
+        raise Mistakes([Problem(m.what, ".".join(map(str, m.path)), m.fix) for m in mistakes])
+    return found
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def process(logits_V: Tensor, settings: Sampling, seen_V: Tensor | None = None) 
     if settings.temperature == 0:
         return logits_V
     logits_V = logits_V / settings.temperature
-    if settings.top_k is not None:
+    if settings.top_k:
         logits_V = keep_top_k(logits_V, settings.top_k)
     if settings.top_p is not None and settings.top_p < 1:
         logits_V = keep_top_p(logits_V, settings.top_p)

@@ -1,0 +1,107 @@
+"""Using a trained model from Python: `groundup.load("runs/quickstart/base").generate("Once upon")`.
+
+A model is opened from `runs/RECIPE/STAGE`, from the store, or from any Hugging Face directory of a
+known family. Causal models continue texts; masked ones fill their gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup.artifact import MANIFEST, open_artifact
+from groundup.errors import ArtifactError, UserError
+from groundup.runtimes import torch as torch_runtime
+from groundup.runtimes.torch import TorchRuntime
+from groundup.serving.decoding import Continuation, Generation
+from groundup.serving.filling import Filled, fill_masks
+from groundup.serving.sampler import Sampling, sampling
+from groundup.serving.start import Beginning, beginning
+from groundup.text.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to use, with its tokenizer."""
+
+    runtime: TorchRuntime
+    tokenizer: Tokenizer
+    beginning: Beginning
+    """The tokens a text begins with."""
+    path: Path
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | tuple[str, ...] = (),
+        seed: int = 0,
+    ) -> str:
+        """The text that continues a prompt, without the prompt.
+
+        The same prompt, settings and seed give the same text. `temperature=0` is greedy; see
+        `groundup.serving.sampler.Sampling` for each setting. Raises UserError for a prompt that is no
+        text or does not fit the context, and for a model that does not continue texts.
+        """
+        values: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        values |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "stop": stop, "seed": seed}
+        return self.complete(prompt, sampling(values)).text
+
+    def complete(self, prompt: str, settings: Sampling | None = None) -> Generation:
+        """The continuation with its tokens, the reason it ended, and log-probabilities if asked for."""
+        return self._continue(prompt, settings).finish()
+
+    def stream(self, prompt: str, settings: Sampling | None = None) -> Iterator[str]:
+        """The continuation piece by piece as it is made, in whole characters."""
+        return iter(self._continue(prompt, settings))
+
+    def fill(self, text: str, *, best: int = 5) -> list[Filled]:
+        """For each mask of a text (`[MASK]`), its likeliest tokens with their probabilities.
+
+        Raises UserError for a model that was not trained to fill masks, and for a text without one.
+        """
+        return fill_masks(self.runtime, self.tokenizer, text, best=best)
+
+    def _continue(self, prompt: str, settings: Sampling | None) -> Continuation:
+        start = self.beginning.before(prompt)
+        return Continuation(self.runtime, self.tokenizer, prompt, settings or Sampling(), start_ids=start)
+
+
+def load(path: str | Path, *, device: str = "auto", max_tokens: int | None = None) -> Model:
+    """The model at a path: `runs/RECIPE/STAGE`, a directory of the store, or a Hugging Face directory.
+
+    An artefact is verified first. Raises UserError if there is no model there, and ArtifactError if
+    it was damaged or is of another kind.
+    """
+    folder = _folder(Path(path))
+    runtime = torch_runtime.load(folder, device=device, max_tokens=max_tokens)
+    tokenizer = Tokenizer.load(folder)
+    return Model(runtime, tokenizer, beginning(folder, tokenizer), folder)
+
+
+def _folder(path: Path) -> Path:
+    if path.is_dir() and not (path / MANIFEST).exists():
+        if (path / "config.json").is_file():
+            return path
+        fix = "give runs/RECIPE/STAGE of a pretrain or finetune stage, or a Hugging Face model directory"
+        raise UserError(f"no model at {str(path)!r}: it has no config.json", fix=fix)
+    artifact = open_artifact(path)
+    if artifact.kind != "model":
+        raise ArtifactError(
+            f"a {artifact.kind} is no model", where=str(path), fix="name the stage that trained the model, such as base"
+        )
+    artifact.verify()
+    return artifact.path
