@@ -75,9 +75,13 @@ class Stream:
         """Tokens [start, stop) as int64; may be shorter at the end of the stream."""
         return np.asarray(self.flat[start:stop], np.int64)
 
+    def document_at(self, token: int) -> int:
+        """The document of a token."""
+        return int(np.searchsorted(self.offsets, token, side="right")) - 1
+
     def owners(self, start: int, stop: int) -> Int64s:
         """The document of each of the tokens [start, stop)."""
-        first = int(np.searchsorted(self.offsets, start, side="right")) - 1
+        first = self.document_at(start)
         last = int(np.searchsorted(self.offsets, stop, side="left"))
         inside = np.searchsorted(self.offsets[first : last + 1], np.arange(start, stop), side="right") - 1
         return np.asarray(first + inside, np.int64)

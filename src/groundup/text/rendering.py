@@ -45,7 +45,7 @@ def markup(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> str:
         if piece.begins:
             parts.append("[yellow] │ [/]")
         style = TRAINED if piece.trained else READ
-        if piece.token in special_ids(tokenizer):
+        if piece.token in tokenizer.special_ids:
             parts += [_styled(decoder.flush(), style), _styled(_name(tokenizer, piece.token), f"{style} {SPECIAL}")]
         else:
             parts.append(_styled(decoder.push(piece.token), style))
@@ -53,13 +53,6 @@ def markup(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> str:
             parts.append(_styled(f"⟨{_name(tokenizer, piece.seen_as).strip()}⟩", "red"))
     parts.append(_styled(decoder.flush(), READ))
     return "".join([*parts, f"[{READ}] … {padding} padding[/]" if padding else ""])
-
-
-def special_ids(tokenizer: Tokenizer) -> set[int]:
-    """The ids of the tokens that stand for no text."""
-    t = tokenizer
-    ids = (t.bos_id, t.eos_id, t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id)
-    return {i for i in ids if i is not None}
 
 
 def _without_padding(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[Sequence[Piece], int]:
