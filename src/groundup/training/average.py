@@ -1,0 +1,33 @@
+"""The exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """An exponential moving average of the weights (Polyak & Juditsky 1992, as used since Inception).
+
+    The decay rises from 0.1 with the steps, min(decay, (1 + n) / (10 + n)), so that the random start
+    is soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights: dict[str, Tensor] = dict(network.named_parameters())
+        self.tensors = {name: p.detach().clone() for name, p in self.weights.items()}
+
+    @torch.no_grad()
+    def move(self, step: int) -> None:
+        """Take the weights of a step into the average."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.tensors.values()), list(self.weights.values()), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and averages; twice is nothing."""
+        for name, p in self.weights.items():
+            kept = p.detach().clone()
+            p.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)

@@ -1,0 +1,259 @@
+"""What a run decides by itself: once, written down, and kept on resume.
+
+Device and threads are settled before the network is built; precision, compiling and the size of a
+micro-batch after it, by measuring. A choice that cannot be kept when a run is resumed (its device is
+gone) refuses the resume instead of going on as something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundup.artifact import write_whole
+from groundup.errors import StageFailed
+from groundup.progress import Reporter
+from groundup.training import device as machine
+from groundup.training import objective as objectives
+from groundup.training import precision as precisions
+from groundup.training.objective import Batch, Objective
+from groundup.training.precision import Precision
+from groundup.training.settings import TrainingSection
+
+NAME = "choices.json"
+SHORT_S = 60.0
+"""Runs expected to be shorter than this are not worth measuring for."""
+COMPILE_GAIN = 1.2
+"""How much faster a compiled step is taken to be; measured 1.2 to 1.3 on CPUs."""
+COMPILE_S, COMPILE_S_PER_MODULE = 15.0, 0.35
+"""What compiling takes: a start, and some for every innermost module of the network."""
+MARGIN = 1.5
+"""Compiling must repay its predicted cost this many times before it is tried."""
+MEMORY_SHARE = 0.7
+"""Share of the free memory that activations may take."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Everything settled for a run that shapes its bytes or its speed."""
+
+    device: str
+    device_words: str
+    threads: int
+    deterministic: bool
+    precision: Precision = "fp32"
+    compile: bool = False
+    micro_batches: int = 1
+    torch: str = torch.__version__
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def shown(self) -> dict[str, Any]:
+        """As the plan prints it and the manifest keeps it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The extent of a run, which decides what is worth its cost."""
+
+    steps: int
+    batch_rows: int
+    flops_per_step: float
+
+
+def begin(settings: TrainingSection) -> Choices:
+    """Device, threads and determinism, settled and switched on."""
+    device = machine.pick(settings.device)
+    choices = Choices(
+        device=device,
+        device_words=machine.describe(device),
+        threads=machine.use_threads(settings.threads),
+        deterministic=settings.deterministic and device != "mps",
+    )
+    return choices
+
+
+def settle(
+    choices: Choices, settings: TrainingSection, run: Extent, network: nn.Module, objective: Objective, one_row: Batch
+) -> Choices:
+    """The rest: precision, compiling and micro-batches, by the recipe's word or by measuring here.
+
+    one_row: a batch of a single row of the longest shape.
+    """
+    reasons: dict[str, str] = {}
+    precision, reasons["precision"] = _precision(choices, settings, run, network, objective, one_row)
+    micro_batches, reasons["micro_batches"] = _micro_batches(
+        choices, settings, run, lambda: activation_bytes(network, objective, one_row, precision, choices.device)
+    )
+    step_s = _step_seconds(choices, run, network, objective, one_row, precision)
+    compiled, reasons["compile"] = _compile(choices, settings, run, network, step_s)
+    return dataclasses.replace(
+        choices, precision=precision, micro_batches=micro_batches, compile=compiled, reasons=reasons
+    )
+
+
+def keep(folder: Path, choices: Choices) -> None:
+    """Write the choices beside the states, before the first step."""
+    write_whole(folder / NAME, json.dumps(choices.shown(), indent=1))
+
+
+def recall(folder: Path, reporter: Reporter) -> Choices | None:
+    """The choices of an earlier start of this run, switched on again; None if there was none.
+
+    Raises StageFailed if they cannot be kept here. Other versions or another processor are noted:
+    the run goes on, but its bytes may differ from those of an uninterrupted one.
+    """
+    try:
+        choices = Choices(**json.loads((folder / NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    if choices.device not in machine.available():
+        here = ", ".join(machine.available())
+        raise StageFailed(
+            f"the run began on {choices.device_words}, and this machine has only {here}: it cannot be resumed exactly",
+            where=str(folder),
+            fix="go on where it began, or start anew with --fresh",
+        )
+    machine.use_threads(choices.threads)
+    for what, then, now in differences(choices):
+        reporter.note(f"the run began with {what} {then}, this is {now}: the result may differ in its last bits")
+    return choices
+
+
+def differences(choices: Choices) -> list[tuple[str, str, str]]:
+    """What differs between then and now and may change the last bits: (what, then, now)."""
+    pairs = [
+        ("torch", choices.torch, torch.__version__),
+        ("device", choices.device_words, machine.describe(choices.device)),
+    ]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def activation_bytes(network: nn.Module, objective: Objective, batch: Batch, precision: Precision, device: str) -> int:
+    """Bytes that the forward pass keeps for the backward pass, weights not counted."""
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            # Kept alive by the graph until the block ends, so that no address is used twice.
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), precisions.computing_in(precision, device):
+        inputs = objectives.to_device(batch, device)
+        parts = objective.loss(network(inputs), inputs)
+    del parts
+    return sum(seen.values())
+
+
+def try_step(network: nn.Module, objective: Objective, batch: Batch, precision: Precision, device: str) -> float:
+    """Seconds of one forward and backward pass, the best of two; weights stay as they are."""
+    run = objectives.forward(network, objective, precision, device)
+    share = objectives.shares([objective.counts(batch)], device)
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        loss, _ = run(objectives.to_device(batch, device), share)
+        torch.autograd.backward(loss)
+        machine.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+        network.zero_grad(set_to_none=True)
+    gc.collect()
+    return best
+
+
+def compile_cost(network: nn.Module) -> float:
+    """Predicted seconds of compiling forward and backward passes, from the size of the graph."""
+    innermost = sum(1 for module in network.modules() if not any(True for _ in module.children()))
+    return COMPILE_S + COMPILE_S_PER_MODULE * innermost
+
+
+def _precision(
+    choices: Choices,
+    settings: TrainingSection,
+    run: Extent,
+    network: nn.Module,
+    objective: Objective,
+    one_row: Batch,
+) -> tuple[Precision, str]:
+    if settings.precision != "auto":
+        return settings.precision, "asked for"
+    if choices.device == "cpu" and _rough_seconds(run, choices) < SHORT_S:
+        return "fp32", "the run is too short to measure for"
+    precision, reason = precisions.pick("auto", choices.device)
+    if precision == "fp32" or choices.device != "cpu":
+        return precision, reason
+    # On a CPU the products alone promise too much: everything between them is slower in bf16.
+    times: dict[Precision, float] = {
+        p: try_step(network, objective, one_row, p, choices.device) for p in ("fp32", "bf16")
+    }
+    gain = times["fp32"] / times["bf16"]
+    return (
+        "bf16" if gain > precisions.WORTHWHILE_STEP else "fp32"
+    ), f"a bf16 step runs at {gain:.2f}x the rate of fp32"
+
+
+def _micro_batches(
+    choices: Choices, settings: TrainingSection, run: Extent, row_bytes: Callable[[], int]
+) -> tuple[int, str]:
+    rows = run.batch_rows
+    if settings.micro_batch_rows != "auto":
+        return -(-rows // min(rows, settings.micro_batch_rows)), "asked for"
+    if rows == 1:
+        return 1, "one row is the whole batch"
+    each = max(1, row_bytes())
+    fit = max(1, int(MEMORY_SHARE * machine.free_bytes(choices.device) / each))
+    # A divisor keeps all micro-batches of one shape, which compiled code and allocators like.
+    count = next(m for m in range(1, rows + 1) if rows % m == 0 and rows // m <= fit)
+    return count, f"a row keeps {each / 2**20:.1f} MiB of activations"
+
+
+def _step_seconds(
+    choices: Choices, run: Extent, network: nn.Module, objective: Objective, one_row: Batch, precision: Precision
+) -> float:
+    rough = _rough_seconds(run, choices) / run.steps
+    if rough * run.steps < SHORT_S:
+        return rough
+    return run.batch_rows * try_step(network, objective, one_row, precision, choices.device)
+
+
+def _compile(
+    choices: Choices, settings: TrainingSection, run: Extent, network: nn.Module, step_s: float
+) -> tuple[bool, str]:
+    if settings.compile is not False and (missing := missing_compiler(choices.device)):
+        return False, f"torch.compile cannot be used: {missing}"
+    if settings.compile != "auto":
+        return settings.compile, "asked for"
+    saved = run.steps * step_s * (1 - 1 / COMPILE_GAIN)
+    cost = compile_cost(network)
+    words = f"compiling takes about {cost:.0f} s and would save about {saved:.0f} s"
+    return saved > MARGIN * cost, words
+
+
+def missing_compiler(device: str) -> str | None:
+    """What torch.compile lacks here, in words; None if it can be used."""
+    if sys.platform == "win32":
+        return None if shutil.which("cl") else "there is no C++ compiler (cl)"
+    if device == "cpu":
+        return None if any(map(shutil.which, ("g++", "clang++", "c++"))) else "there is no C++ compiler"
+    from importlib.util import find_spec
+
+    return None if device != "cuda" or find_spec("triton") else "the package triton is not installed"
+
+
+def _rough_seconds(run: Extent, choices: Choices) -> float:
+    """The length of a run from its FLOPs at half the rate of matrix products, before anything is tried."""
+    return run.steps * run.flops_per_step / (0.5 * machine.gemm_rate(choices.device, torch.float32, budget_s=0.05))

@@ -1,0 +1,100 @@
+"""The machine a run trains on: which device, how many threads, how fast it multiplies.
+
+The peak rate of matrix products is measured, not looked up, so that the share of it a run reaches
+(model FLOPs utilisation, Chowdhery et al. 2022, appendix B) means something on any machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Literal
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from groundup.errors import RecipeError
+
+DeviceName = Literal["cpu", "cuda", "mps"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def available() -> list[DeviceName]:
+    """The devices torch can use here, the fastest first."""
+    found: list[DeviceName] = ["cuda"] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def pick(wanted: str) -> DeviceName:
+    """The device for `auto` or a name. Raises RecipeError if it is not here."""
+    here = available()
+    for device in here:
+        if wanted in ("auto", device):
+            return device
+    fix = f"write `device: auto`, or one of: {', '.join(here)}"
+    raise RecipeError(f"device {wanted!r} is not available on this machine", where="device", fix=fix)
+
+
+def describe(device: str) -> str:
+    """A device in words, so that a resumed run can tell whether it is on the same one."""
+    if device == "cuda":
+        return f"cuda ({torch.cuda.get_device_name()})"
+    return f"{device} ({torch.backends.cpu.get_cpu_capability()})" if device == "cpu" else device
+
+
+def use_threads(wanted: int | Literal["auto"]) -> int:
+    """Set torch's threads and return how many; `auto` keeps what the system offers (OMP_NUM_THREADS counts)."""
+    if wanted != "auto" and wanted != torch.get_num_threads():
+        torch.set_num_threads(wanted)
+    return torch.get_num_threads()
+
+
+def make_deterministic(wanted: bool, device: str) -> None:
+    """Switch torch to reproducible kernels, or not."""
+    if wanted and device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)
+    # That switch would also fill every new tensor with NaN; nothing here reads uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def level(deterministic: bool, device: str) -> str:
+    """The determinism level of a run.
+
+    "bitwise": run again on the same machine and versions, the weights are the same bytes.
+    "statistical": the same up to the order in which floating-point sums are taken.
+    """
+    return "bitwise" if deterministic and device in ("cpu", "cuda") else "statistical"
+
+
+def free_bytes(device: str) -> int:
+    """Memory that a run could still take."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device has done what it was asked; CPUs already have."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def gemm_rate(device: str, dtype: torch.dtype, *, size: int = 0, budget_s: float = 0.15) -> float:
+    """FLOP/s of a square matrix product, the best of as many as fit in the budget (at least three)."""
+    size = size or (4096 if device == "cuda" else 768)
+    a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
+    best, end, rounds = float("inf"), time.perf_counter() + budget_s, 0
+    while rounds < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        # The first product pays for loading the library and waking the threads.
+        best = min(best, time.perf_counter() - start) if rounds else best
+        rounds += 1
+    return 2 * size**3 / best

@@ -1,0 +1,136 @@
+"""What is being trained: a network, its optimizers and the average of its weights.
+
+It computes gradients, applies them, and turns into named tensors and back. When to do what is the
+loop's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundup.training import objective, optimizers
+from groundup.training.average import Average
+from groundup.training.choices import Choices
+from groundup.training.objective import Batch, Objective
+from groundup.training.settings import TrainingSection
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is known of a step before its update."""
+
+    loss: float
+    parts: dict[str, float]
+    """The loss by the parts of the task."""
+    grad_norm: float
+
+
+class Learner:
+    """A network with everything that moves its weights, on the device and in the precision chosen."""
+
+    def __init__(self, network: nn.Module, objective_: Objective, settings: TrainingSection, choices: Choices) -> None:
+        self.network, self.objective = network, objective_
+        self.settings, self.choices = settings, choices
+        self.weights = optimizers.Weights(network)
+        self.optimizers = settings.optimizer.build(self.weights, choices.device)
+        self.average = Average(network, settings.ema) if settings.ema else None
+        self.trained = [p for p in network.parameters() if p.requires_grad]
+        eager = objective.forward(network, objective_, choices.precision, choices.device)
+        # Shapes never change, so one graph is made for them and no guard has to watch them.
+        self.forward = torch.compile(eager, dynamic=False) if choices.compile else eager
+
+    def gradients(self, parts: Sequence[Batch], step: int) -> Figures:
+        """Loss and gradient of a whole batch, cut into `parts`; the gradients are left in place.
+
+        What is random in it (dropout) is a function of (seed, step, part), so that there is no state
+        of a generator to keep.
+        """
+        device = self.choices.device
+        share = objective.shares([self.objective.counts(part) for part in parts], device)
+        losses = torch.zeros(len(share), device=device)
+        for micro, part in enumerate(parts):
+            torch.manual_seed(draw(self.settings.seed, step, micro))
+            loss, each = self.forward(objective.to_device(part, device), share)
+            torch.autograd.backward(loss)
+            losses += each
+        if self.settings.l1:
+            _add_l1(self.weights.decayed, self.settings.l1)
+        # With data parallelism gradients and losses are summed over ranks here.
+        norm = torch.nn.utils.get_total_norm(self._grads(), foreach=True)
+        *found, grad_norm = torch.cat([losses, norm.float().reshape(1)]).tolist()
+        return Figures(sum(found), dict(zip(share, found, strict=True)), grad_norm)
+
+    def update(self, lr: float, grad_norm: float, step: int) -> None:
+        """Apply the gradients in place, shortened to `grad_clip`, and move the average."""
+        optimizers.set_lr(self.optimizers, lr)
+        limit = self.settings.grad_clip
+        if limit is not None and grad_norm > limit:
+            torch._foreach_mul_(self._grads(), limit / grad_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.forget()
+        if self.average:
+            self.average.move(step)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A block in which the network has its averaged weights, if there are any."""
+        if self.average:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average:
+                self.average.swap()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.network.zero_grad(set_to_none=True)
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything to go on from: named tensors, and the optimizers' entries that are no tensors."""
+        tensors, others = optimizers.state_of(self.optimizers, self.network)
+        named = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+        return self._own() | named, others
+
+    def load(self, tensors: Mapping[str, Tensor], others: Mapping[str, Any]) -> None:
+        """Take back what `tensors` gave."""
+        self.load_weights(tensors)
+        entries = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+        optimizers.load_state(self.optimizers, self.network, entries | dict(others))
+
+    @torch.no_grad()
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back the weights and their average, and nothing else."""
+        for name, tensor in self._own().items():
+            tensor.copy_(tensors[name])
+
+    def _own(self) -> dict[str, Tensor]:
+        kept = self.network.state_dict(keep_vars=True)
+        own: dict[str, Tensor] = {f"network.{name}": p for name, p in self.network.named_parameters()}
+        own |= {f"network.{name}": b for name, b in self.network.named_buffers() if name in kept}
+        own |= {f"average.{name}": t for name, t in self.average.tensors.items()} if self.average else {}
+        return own
+
+    def _grads(self) -> list[Tensor]:
+        return [p.grad for p in self.trained if p.grad is not None]
+
+
+def draw(*place: int) -> int:
+    """A seed for a place in the run: the same on every machine, unrelated for neighbours."""
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@torch.no_grad()
+def _add_l1(weights: Sequence[Tensor], amount: float) -> None:
+    for p in weights:
+        if p.grad is not None:
+            p.grad.add_(p.sign(), alpha=amount)

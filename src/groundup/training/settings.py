@@ -1,0 +1,106 @@
+"""The part of a recipe section that every stage which trains has in common.
+
+`pretrain`, `train` and `finetune` add where their weights and rows come from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, WithJsonSchema
+
+from groundup.config import Section, StageSection
+from groundup.training.log import SinkName
+from groundup.training.optimizers import AdamW, Amount, AnyOptimizer, Fraction
+from groundup.training.precision import Precision
+from groundup.training.schedules import AnySchedule, Cosine
+from groundup.units import SECONDS, PositiveCount, StepsOrShare, parse_count, parse_duration
+
+
+def interval(value: str | int) -> tuple[int | None, float | None]:
+    """An interval as (steps, None) or (None, seconds): a count is steps, a duration seconds.
+
+    Raises ValueError for anything else, and for zero.
+    """
+    is_duration = isinstance(value, str) and value.strip().lstrip("0123456789.eE_ ") in SECONDS
+    steps = None if is_duration else parse_count(value)
+    seconds = parse_duration(value) if is_duration else None
+    if not (steps or seconds):
+        raise ValueError(f"{value!r} is no interval; write steps such as 500, or a duration such as 10min")
+    return steps, seconds
+
+
+def _checked(value: str | int) -> str | int:
+    interval(value)
+    return value
+
+
+Interval = Annotated[
+    str | int, AfterValidator(_checked), WithJsonSchema({"type": ["integer", "string"], "examples": ["10min", 500]})
+]
+"""Steps (`500`, `2k`) or a duration (`10min`)."""
+
+
+class EarlyStopping(Section):
+    """Stop when the validation loss no longer falls; the best weights are what is kept."""
+
+    patience: PositiveCount = 5
+    """Evaluations without a new best before training stops."""
+    min_delta: Amount = 0.0
+    """By how much the loss must fall to count as a new best."""
+
+
+class TrainingSection(StageSection):
+    """How weights are trained, whatever they are."""
+
+    optimizer: AnyOptimizer = AdamW()
+    """The optimizer by name, with its own settings: sgd, momentum, adagrad, rmsprop, adam, adamw, muon."""
+    schedule: AnySchedule = Cosine()
+    """The learning-rate schedule by name: constant, linear, cosine, inverse_square_root, warmup_stable_decay."""
+    batch_tokens: PositiveCount = 8192
+    """Tokens of one optimizer step, rounded down to whole rows."""
+    micro_batch_rows: PositiveCount | Literal["auto"] = "auto"
+    """Rows computed at once; a batch of more is accumulated, which changes nothing but memory and speed."""
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """The largest norm of all gradients together; longer ones are shortened. null: no limit."""
+    l1: Amount = 0.0
+    """Weight of the sum of absolute values of decayed weights, added to the loss (not reported in it)."""
+    ema: Fraction | None = None
+    """Decay of an exponential moving average of the weights, e.g. 0.999; if set, the average is the result."""
+    early_stopping: EarlyStopping | None = None
+    """When to stop before the end, by validation loss. Not unless it is given."""
+    activation_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping them: less memory, a quarter slower."""
+    evaluate_every: StepsOrShare = 0.1
+    """Steps, or share of all steps, between validations; the end is always validated."""
+    validation_rows: PositiveCount = 512
+    """The most rows of the validation split that are looked at, evenly spread."""
+    save_every: Interval = "10min"
+    """Steps or time between saved states; one is also saved when the run is interrupted."""
+    keep_states: Annotated[int, Field(ge=2)] = 2
+    """How many states are kept, the newest ones (and the best, with early stopping)."""
+    spike_deviations: Annotated[float, Field(gt=0)] | None = 12.0
+    """A loss this many robust deviations above the recent median counts as a spike: the run goes back to the
+    last good state and skips the rows. null: only a loss that is not finite does."""
+    precision: Precision | Literal["auto"] = "auto"
+    """fp32, or bf16 with fp32 master weights; auto measures which is faster here."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether torch.compile is used; auto does when the run is long enough to repay compiling."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto takes the fastest there is."""
+    threads: PositiveCount | Literal["auto"] = "auto"
+    """CPU threads of torch; auto takes what the system offers (OMP_NUM_THREADS counts)."""
+    deterministic: bool = True
+    """Use only kernels that give the same bytes each time. On CUDA, false may be faster."""
+    sinks: list[SinkName] = Field(default_factory=list)
+    """Other tools that receive the figures as they come: tensorboard, mlflow."""
+
+
+def rounded_batch(batch_tokens: int, row_tokens: int) -> int:
+    """The rows of a batch of about `batch_tokens`: rounded down, at least one."""
+    return max(1, batch_tokens // row_tokens)
+
+
+def smoothing_free(section: Any) -> Any:
+    """A task's section without label smoothing, for validation: a smoothed loss is not comparable."""
+    return section.model_copy(update={"label_smoothing": 0.0}) if hasattr(section, "label_smoothing") else section
