@@ -14,10 +14,11 @@ secrecy.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 UInt64s = NDArray[np.uint64]
 Int64s = NDArray[np.int64]
@@ -26,7 +27,10 @@ ROUNDS = 8
 """Even, so that the two halves end where they began; eight also mixes halves of one or two bits."""
 MIN_BITS = 6
 """Smaller ranges are walked within 64 numbers: a Feistel network over fewer reaches few permutations."""
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+Number = Any
+"""A plain int below 2^64, or an array of uint64: the arithmetic of a pass is written once for both."""
 
 
 class Order:
@@ -36,66 +40,81 @@ class Order:
         if rows < 1:
             raise ValueError(f"an order needs at least one row, not {rows}")
         self.rows, self.seed = rows, seed
-        self._bits = max(MIN_BITS, (rows - 1).bit_length())
+        bits = max(MIN_BITS, (rows - 1).bit_length())
+        self._low_bits = bits // 2
+        self._low_mask, self._high_mask = (1 << bits // 2) - 1, (1 << (bits - bits // 2)) - 1
 
     def at(self, position: int) -> tuple[int, int]:
         """The epoch and the row at one position of the run, counted from 0."""
-        epochs, rows = self.span(position, 1)
-        return int(epochs[0]), int(rows[0])
+        epoch, place = divmod(position, self.rows)
+        return epoch, self.row_at(epoch, place)
+
+    def row_at(self, epoch: int, place: int) -> int:
+        """The row that stands at a place, below `rows`, of an epoch."""
+        return self._walk_one(epoch, place, inverse=False)
+
+    def place_of(self, epoch: int, row: int) -> int:
+        """The place at which a row stands in an epoch: the inverse of `row_at`."""
+        return self._walk_one(epoch, row, inverse=True)
 
     def span(self, start: int, count: int) -> tuple[Int64s, Int64s]:
-        """Epochs and rows, two int64 arrays, of `count` positions from `start`; may cross epochs."""
-        positions = np.arange(start, start + count, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.rows)
-        return epochs, self.rows_at(epochs, places)
+        """Epochs and rows, two int64 arrays, of `count` positions from `start`; may cross epochs.
 
-    def rows_at(self, epochs: ArrayLike, places: ArrayLike) -> Int64s:
-        """The rows that stand at `places` (each below `rows`) of `epochs`; shapes broadcast."""
-        return self._walk(epochs, places, inverse=False)
-
-    def places_of(self, epochs: ArrayLike, rows: ArrayLike) -> Int64s:
-        """The places at which `rows` stand in `epochs`: the inverse of `rows_at`."""
-        return self._walk(epochs, rows, inverse=True)
-
-    def _walk(self, epochs: ArrayLike, numbers: ArrayLike, *, inverse: bool) -> Int64s:
-        wide_epochs, wide = np.broadcast_arrays(np.asarray(epochs, np.int64), np.asarray(numbers, np.int64))
-        if wide.size and (wide.min() < 0 or wide.max() >= self.rows):
-            raise IndexError(f"numbers from {wide.min()} to {wide.max()} with {self.rows} rows")
-        keys, walked = self._keys(wide_epochs.ravel()), wide.ravel().astype(np.uint64)
-        outside = np.ones(walked.shape, bool)
+        The same as `at` for each of them, all at once.
+        """
+        epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), self.rows)
+        seed = mix(np.array([self.seed & _MASK], np.uint64))
+        keys = _keys(mix(seed ^ epochs.astype(np.uint64)), mix)
+        numbers = places.astype(np.uint64)
+        outside = np.ones(count, bool)
         while outside.any():
-            walked[outside] = self._feistel(walked[outside], keys[:, outside], inverse=inverse)
-            outside = walked >= np.uint64(self.rows)
-        return walked.astype(np.int64).reshape(wide.shape)
+            picked = [key[outside] for key in keys]
+            numbers[outside] = self._feistel(numbers[outside], picked, mix, inverse=False)
+            outside = numbers >= self.rows
+        return epochs, numbers.astype(np.int64)
 
-    def _keys(self, epochs: Int64s) -> UInt64s:
-        """One key per round and element, shape (ROUNDS, n)."""
-        seed = np.array([self.seed & 0xFFFF_FFFF_FFFF_FFFF], np.uint64)
-        base = mix(mix(seed) ^ epochs.astype(np.uint64))
-        rounds = np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None]
-        return mix(base[None, :] + rounds * _GOLDEN)
+    def _walk_one(self, epoch: int, number: int, *, inverse: bool) -> int:
+        """`span` for a single number in plain integers, which is faster than arrays of one element."""
+        if not 0 <= number < self.rows:
+            raise IndexError(f"{number} of {self.rows} rows")
+        keys = _keys(mix_one(mix_one(self.seed & _MASK) ^ epoch), mix_one)
+        number = self._feistel(number, keys, mix_one, inverse=inverse)
+        while number >= self.rows:
+            number = self._feistel(number, keys, mix_one, inverse=inverse)
+        return number
 
-    def _feistel(self, numbers: UInt64s, keys: UInt64s, *, inverse: bool) -> UInt64s:
+    def _feistel(
+        self, number: Number, keys: Sequence[Number], hashed: Callable[[Number], Number], *, inverse: bool
+    ) -> Number:
         """One pass over [0, 2^bits): each round xors one half with a hash of the other, in turns."""
-        low_bits = self._bits // 2
-        low_mask = np.uint64((1 << low_bits) - 1)
-        high_mask = np.uint64((1 << (self._bits - low_bits)) - 1)
-        low, high = numbers & low_mask, numbers >> np.uint64(low_bits)
+        low, high = number & self._low_mask, number >> self._low_bits
         for step in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
             if step % 2:
-                low = low ^ (mix(high ^ keys[step]) & low_mask)
+                low = low ^ (hashed(high ^ keys[step]) & self._low_mask)
             else:
-                high = high ^ (mix(low ^ keys[step]) & high_mask)
-        return (high << np.uint64(low_bits)) | low
+                high = high ^ (hashed(low ^ keys[step]) & self._high_mask)
+        return (high << self._low_bits) | low
+
+
+def _keys(base: Number, hashed: Callable[[Number], Number]) -> list[Number]:
+    """A key for each round, from the hash of seed and epoch."""
+    return [hashed(base ^ (step * _GOLDEN & _MASK)) for step in range(1, ROUNDS + 1)]
 
 
 def mix(numbers: UInt64s) -> UInt64s:
     """Each 64-bit number hashed to another, one to one: the finaliser of splitmix64."""
-    with np.errstate(over="ignore"):
-        mixed = numbers + _GOLDEN
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = numbers + np.uint64(_GOLDEN)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(mixed ^ (mixed >> np.uint64(31)), np.uint64)
+
+
+def mix_one(number: int) -> int:
+    """`mix` of one number below 2^64."""
+    number = (number + _GOLDEN) & _MASK
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
+    return number ^ (number >> 31)
 
 
 def generator(seed: int, epoch: int, index: int, purpose: int = 0) -> np.random.Generator:
@@ -104,5 +123,5 @@ def generator(seed: int, epoch: int, index: int, purpose: int = 0) -> np.random.
     Counter-based (Philox, Salmon et al. 2011): the numbers are key and start of the counter, so any
     row's choices are found without drawing those of another. `purpose` separates independent uses.
     """
-    key: Any = [seed & 0xFFFF_FFFF_FFFF_FFFF, purpose]
+    key: Any = [seed & _MASK, purpose]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, epoch]))

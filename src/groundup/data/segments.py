@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from groundup.data.order import Order, generator, mix
+from groundup.data.order import Order, generator, mix, mix_one
 from groundup.data.packing import Columns, Int64s, Packing, Row, Stream, block_diagonal, spread
 
 SENTENCES = "sentences"
@@ -66,7 +66,7 @@ class Targets:
 
     def at(self, starts: Int64s) -> Int64s:
         """The lengths aimed at by chunks that begin at these tokens of the stream."""
-        base = mix(np.array([self.seed & 0xFFFF_FFFF_FFFF_FFFF], np.uint64))
+        base = np.uint64(mix_one(self.seed & 0xFFFF_FFFF_FFFF_FFFF))
         drawn = mix(starts.astype(np.uint64) ^ base)
         is_short = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.short
         lengths = 2 + (mix(drawn) % np.uint64(max(1, self.room - 1))).astype(np.int64)
@@ -194,7 +194,7 @@ class PairLayout:
 
     def spans(self, index: int, epoch: int) -> tuple[range, range, int]:
         """The tokens of A and of B, and the label."""
-        place = int(self._pairs.places_of(epoch, index))
+        place = self._pairs.place_of(epoch, index)
         rng = generator(self.targets.seed, epoch, place // 2, PAIRING)
         share, exchanged = rng.random(), rng.random() < 0.5
         start, stop = self._chunk(index)
@@ -249,7 +249,7 @@ class PairLayout:
         """
         document = self.document_of(index)
         rng = generator(self.targets.seed, epoch, index, PARTNER)
-        beside = [int(self._pairs.rows_at(epoch, place))] if place < len(self) else []
+        beside = [self._pairs.row_at(epoch, place)] if place < len(self) else []
         others = (int(i) for i in (*beside, *rng.integers(0, len(self), 20)) if self.document_of(int(i)) != document)
         return next(others, None)
 
@@ -315,10 +315,9 @@ class StreamLayout:
         ids = np.full(self.context, self.specials.pad, np.int64)
         ids[: len(held)] = held
         tokens = start + np.arange(self.context)
-        text = (tokens >= index * self.context) & ~np.isin(
-            ids, (self.specials.cls, self.specials.sep, self.specials.pad)
-        )
-        row = {"input_ids": ids}
+        marks = (self.specials.cls, self.specials.sep, self.specials.pad)
+        text = (tokens >= index * self.context) & ~np.isin(ids, marks)
+        row: Row = {"input_ids": ids}
         if self.packing == "documents":
             row |= block_diagonal(self.stream.owners(start, start + len(held)), self.context)
         elif len(held) < self.context:

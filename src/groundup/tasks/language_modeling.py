@@ -148,19 +148,6 @@ class Task:
 
     def loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """`loss`: cross-entropy in nats summed over trained labels, and their number."""
-        return self._loss(outputs, batch, self.config.label_smoothing)
-
-    def held_out_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """`loss` without label smoothing, for rows that are not trained on."""
-        return self._loss(outputs, batch, 0.0)
-
-    def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
-        """The number of trained labels of each part of the loss, from a batch alone."""
-        return {"loss": int((batch["labels"] != IGNORED).sum())}
-
-    def _loss(
-        self, outputs: Outputs, batch: Mapping[str, Tensor], smoothing: float
-    ) -> dict[str, tuple[Tensor, Tensor]]:
         from groundup.nn.losses import linear_cross_entropy
 
         summed = linear_cross_entropy(
@@ -168,10 +155,14 @@ class Task:
             outputs.head.weight,
             batch["labels"],
             bias_V=outputs.head.bias,
-            label_smoothing=smoothing,
+            label_smoothing=self.config.label_smoothing,
             chunk=self.config.loss_chunk,
         )
         return {"loss": summed}
+
+    def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
+        """The number of trained labels of each part of the loss, from a batch alone."""
+        return {"loss": int((batch["labels"] != IGNORED).sum())}
 
     def scores(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per row, the sums that `METRICS` divide: `nats` and `labels`, (B,) each. No gradient."""

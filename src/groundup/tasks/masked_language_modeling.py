@@ -241,11 +241,28 @@ class Task:
         """`masked`: cross-entropy in nats summed over hidden tokens, and their number; with
         `next_sentence` also `next_sentence`: the same over pairs. The loss of a step is the sum of the
         parts, each divided by its number over the whole batch."""
-        return self._losses(outputs, batch, self.config.label_smoothing)
+        from groundup.nn.losses import cross_entropy, linear_cross_entropy
 
-    def held_out_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """`loss` without label smoothing, for rows that are not trained on."""
-        return self._losses(outputs, batch, 0.0)
+        head, labels_BT = outputs.head, batch["labels"]
+        # Untrained positions are left out before the head, by a number that is the same for every
+        # batch, so that compiled code sees one shape: labels first, each row keeping the K it may have.
+        most = max(1, int(np.ceil(self.config.mask_share * labels_BT.shape[1])))
+        place_BK = (labels_BT != IGNORED).byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        wide_BKD = place_BK[:, :, None].expand(-1, -1, outputs.hidden.shape[-1])
+        features_BKD = head.features(outputs.hidden.gather(1, wide_BKD))
+        parts = {
+            "masked": linear_cross_entropy(
+                features_BKD,
+                head.weight,
+                labels_BT.gather(1, place_BK),
+                bias_V=head.bias,
+                label_smoothing=self.config.label_smoothing,
+                chunk=self.config.loss_chunk,
+            )
+        }
+        if self.config.next_sentence:
+            parts["next_sentence"] = cross_entropy(outputs.next_sentence_logits, batch["next_sentence_label"])
+        return parts
 
     def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
         """The number of trained labels of each part of the loss, from a batch alone."""
@@ -348,32 +365,6 @@ class Task:
         if 0 < longest < self.context - _specials_of_a_row(self.config):
             what, fix = _no_long_document(self.config, self.context, longest)
             raise DataError(what, fix=fix)
-
-    def _losses(
-        self, outputs: Outputs, batch: Mapping[str, Tensor], smoothing: float
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        from groundup.nn.losses import cross_entropy, linear_cross_entropy
-
-        head, labels_BT = outputs.head, batch["labels"]
-        # Untrained positions are left out before the head, by a number that is the same for every
-        # batch, so that compiled code sees one shape: labels first, each row keeping the K it may have.
-        most = max(1, int(np.ceil(self.config.mask_share * labels_BT.shape[1])))
-        place_BK = (labels_BT != IGNORED).byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-        wide_BKD = place_BK[:, :, None].expand(-1, -1, outputs.hidden.shape[-1])
-        features_BKD = head.features(outputs.hidden.gather(1, wide_BKD))
-        parts = {
-            "masked": linear_cross_entropy(
-                features_BKD,
-                head.weight,
-                labels_BT.gather(1, place_BK),
-                bias_V=head.bias,
-                label_smoothing=smoothing,
-                chunk=self.config.loss_chunk,
-            )
-        }
-        if self.config.next_sentence:
-            parts["next_sentence"] = cross_entropy(outputs.next_sentence_logits, batch["next_sentence_label"])
-        return parts
 
     def _pair_scores(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch
