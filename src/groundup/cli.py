@@ -152,38 +152,51 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that sum to p.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens that sum to p.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest one.")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Continue a prompt with a model, streaming whole characters."""
     from groundup.generation import load
-    from groundup.serving.sampler import Sampling
+    from groundup.serving.sampler import sampling
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
+    values = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
+    filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    settings = sampling(values | filters)
     loaded = load(model)
     if as_json:
-        _print_json(loaded.complete(text, sampling).as_data())
+        _print_json(loaded.complete(text, settings).as_data())
         return
     print(text, end="", flush=True)
-    for piece in loaded.stream(text, sampling):
+    for piece in loaded.stream(text, settings):
         print(piece, end="", flush=True)
     print()
+
+
+@app.command()
+def fill(
+    model: Annotated[Path, typer.Argument(help="runs/RECIPE/STAGE of a masked language model.")],
+    text: Annotated[str, typer.Argument(help="A text with gaps, written as the tokenizer's mask: [MASK].")],
+    best: Annotated[int, typer.Option(help="How many tokens to show for each gap.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Fill the gaps of a text with a masked language model."""
+    from dataclasses import asdict
+
+    from groundup.generation import load
+
+    filled = load(model).fill(text, best=best)
+    if as_json:
+        _print_json([asdict(gap) for gap in filled])
+        return
+    for number, gap in enumerate(filled, start=1):
+        shown = ", ".join(f"{text!r} {share:.0%}" for text, share in gap.best)
+        _console().print(f"gap {number}: {shown}", markup=False)
 
 
 @app.command()
