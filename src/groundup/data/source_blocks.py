@@ -145,7 +145,8 @@ def _ranges(file: SourceFile, source: Source, block_bytes: int) -> Iterator[Bloc
     quoted = has_quotes(file, source)
     base = Block(0, file.source, (file,), encoding="utf-8" if wide else encoding, recoded=wide, header=names)
     if file.packing or wide or quoted:
-        pieces: Iterator[tuple[int, int, bytes | None]] = _scan(file, encoding if wide else "", skip, quoted, source.document == "paragraph", block_bytes)
+        recode = encoding if wide else ""
+        pieces = _scan(file, recode, skip, quoted, source.document == "paragraph", block_bytes)
         carried = bool(file.packing) or wide
     else:
         pieces, carried = _jump(file, skip, source.document == "paragraph", block_bytes), False

@@ -118,7 +118,7 @@ def _document(number: int, data: bytes, source: Source, columns: int) -> Row:
     try:
         return Row(number, 1, data.decode(encoding), extra=(None,) * columns)
     except UnicodeDecodeError as error:
-        return Row(number, 1, "", f"broken {encoding.upper()} at byte {error.start}")
+        return Row(number, 1, "", f"broken {encoding.upper()} (at byte {error.start})")
 
 
 def _lines(text: str) -> Iterator[Row]:
@@ -181,7 +181,7 @@ def _json_reason(error: Exception, line: str, number: int) -> str:
         return "a JSON array, not one JSON object a line"
     if isinstance(error, json.JSONDecodeError):
         return f"broken JSON ({error.msg[:1].lower()}{error.msg[1:]} at column {error.colno})"
-    return "broken JSON (nested too deep)"
+    return "broken JSON (nested too deeply)"
 
 
 def _field_paths(source: Source) -> list[tuple[str, ...]]:
@@ -236,7 +236,7 @@ def _table_rows(text: str, block: Block, source: Source, wanted: Sequence[str]) 
             joined = fields[columns[0]] if len(columns) == 1 else "\n".join(fields[i] for i in columns)
             yield Row(0, line, joined, "", tuple(fields[i] for i in extras))
         elif fields:
-            yield Row(0, line, "", f"{len(fields)} fields where the header has {width}")
+            yield Row(0, line, "", f"wrong number of fields ({len(fields)} where the header has {width})")
         line = reader.line_num + 1
 
 

@@ -97,7 +97,7 @@ def _salt(seed: int) -> np.uint64:
 def _by_share(split: Split, keys: Hashes, sizes: NDArray[np.int64] | None) -> Codes:
     """Units (equal keys) taken in the order of their keys until each share is filled."""
     units, place = np.unique(keys, return_inverse=True)
-    weights = np.ones(len(units)) if sizes is None else np.bincount(place, sizes, len(units))
+    weights = np.ones(len(units)) if sizes is None else np.bincount(place, sizes, len(units)).astype(np.float64)
     codes = np.zeros(len(units), np.int8)
     for code, share in ((TEST, split.test), (VALIDATION, split.validation)):
         if share:

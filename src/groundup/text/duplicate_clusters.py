@@ -129,11 +129,11 @@ def clusters(pairs: Ids) -> tuple[Ids, Ids]:
 def duplicates(pairs: Ids, rank: NDArray[np.int64], likeness: Likeness, threshold: float) -> Ids:
     """Documents to drop and the kept document each repeats, (n, 2).
 
-    Within a cluster documents are taken by `rank` (of the documents in `clusters(pairs)`: lowest
-    first, then by number), and one is dropped if it is alike to one that has been kept.
+    Within a cluster documents are taken by `rank` (of all documents; the lowest first, equal ones by
+    number), and one is dropped if it is alike to one that has been kept.
     """
     members, label = clusters(pairs)
-    order = np.lexsort((members, rank, label))
+    order = np.lexsort((members, rank[members], label))
     bounds = np.flatnonzero(np.diff(label[order], prepend=-1))
     dropped: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
     for begin, end in zip(bounds, np.append(bounds[1:], len(order)), strict=True):

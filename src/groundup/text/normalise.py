@@ -49,7 +49,7 @@ def normalise(text: str, how: Normalise) -> tuple[str, list[str]]:
     if how.width != "keep":
         text = _note(text, text.translate(_TO_HALF if how.width == "half" else _TO_FULL), "width", changed)
     if how.trailing_space == "strip":
-        text = _note(text, _strip(text), "space", changed)
+        text = _note(text.strip("\n"), _strip(text), "space", changed)
     return text, changed
 
 

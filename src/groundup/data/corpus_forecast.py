@@ -1,0 +1,243 @@
+"""What can be told of a corpus before it is made: mistakes in its sources, and what it will amount to.
+
+The forecast cleans at most 8 MB of each source by the same code as the stage and scales the result up
+by the sizes of the files. Of a finished corpus the same facts are read instead.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from groundup.artifact import Artifact
+from groundup.config import Mistake
+from groundup.data.corpus import Corpus
+from groundup.data.corpus_build import Settings, block_bytes, files_of, make_job, processes_for
+from groundup.data.corpus_clean import Job, clean_rows, describe
+from groundup.data.encodings import is_binary
+from groundup.data.source_blocks import Block, cut, is_document
+from groundup.data.source_rows import read_rows
+from groundup.data.sources import Source, SourceFile, find_files
+from groundup.data.splits import SPLITS
+from groundup.errors import DataError
+from groundup.forecast import Forecast
+from groundup.units import show_bytes, show_count, show_seconds
+
+SAMPLE_BYTES = 8 << 20
+_SAMPLE_TEXTS = 1 << 20
+"""Bytes of sample texts passed on to later stages."""
+_PROBED_FILES = 2000
+_START_S = 1.0
+"""Seconds for processes to start and import what they need."""
+_PROCESS_BYTES = 150 << 20
+"""Memory of a process with its libraries and a block of text; measured by bench/prepare.py."""
+
+Path_ = tuple[str | int, ...]
+
+
+def check_source(source: Source, settings: Settings | None, path: Path_) -> list[Mistake]:
+    """Mistakes of one source: files missing, unreadable, binary or of another kind, columns missing."""
+    try:
+        files = find_files(source)
+    except DataError as error:
+        return [Mistake((*path, "paths"), error.what, error.fix)]
+    mistakes = []
+    for file in files[:_PROBED_FILES]:
+        found = _check_file(file, source)
+        if found is not None:
+            mistakes.append(Mistake((*path, "paths"), *found))
+        if len(mistakes) == 5:
+            break
+    return mistakes or _check_rows(source, files, settings, path)
+
+
+def _check_file(file: SourceFile, source: Source) -> tuple[str, str] | None:
+    """What is wrong with a file and what to do, told from its first bytes; None if nothing."""
+    if not os.access(file.path, os.R_OK):
+        return f"no right to read {file.name!r}", f"chmod u+r {file.name}, or add it to `exclude`"
+    if file.kind == "parquet" or source.encoding != "auto":
+        return None
+    try:
+        with file.open() as stream:
+            head = stream.read(4096)
+    except (DataError, OSError, EOFError) as error:
+        return f"cannot read {file.name!r} ({error})", "fetch the file again, or add it to `exclude`"
+    if is_binary(head):
+        return f"{file.name!r} is a binary file, not text", "add it to `exclude`, or name the kind it is"
+    return None
+
+
+def _check_rows(source: Source, files: list[SourceFile], settings: Settings | None, path: Path_) -> list[Mistake]:
+    """Mistakes that show in the first block: a column that is missing, rows that cannot be read."""
+    wanted = list(source.keep)
+    if settings is not None:
+        wanted += [name for name in (settings.split.group_column, settings.split.time) if name]
+    try:
+        for block in cut([source], [files[0]], 1 << 16):
+            rows = read_rows(block, source, wanted)
+            first = [row for _, row in zip(range(50), rows, strict=False)]
+            if first and all(row.bad for row in first):
+                what = f"no row of {files[0].name!r} can be read: {first[0].bad}"
+                return [Mistake((*path, "text_field"), what, "check `text_field`, `kind` and `encoding`")]
+            break
+    except DataError as error:
+        return [Mistake((*path, _key_at_fault(error)), error.what, error.fix)]
+    return []
+
+
+def _key_at_fault(error: DataError) -> str:
+    return "text_field" if "no column" in error.what else "paths"
+
+
+@dataclass
+class _Sampled:
+    """What cleaning a sample of one source showed."""
+
+    read_bytes: int = 0
+    total_bytes: int = 0
+    rows: int = 0
+    documents: int = 0
+    bytes: int = 0
+    longest: int = 0
+    cpu_s: float = 0.0
+    texts: list[str] = field(default_factory=list)
+    exact: set[tuple[int, int]] = field(default_factory=set)
+    split: str | None = None
+
+    @property
+    def scale(self) -> float:
+        """By how much the sample is smaller than the source."""
+        return self.total_bytes / max(1, self.read_bytes)
+
+
+def forecast(settings: Settings) -> Forecast:
+    """Documents, bytes, time, memory and disk of a preparation, estimated from samples."""
+    files = files_of(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        total = sum(file.expected_bytes() for file in files)
+        job = make_job(settings, Path(folder), total)
+        sampled = [_sample(job, settings, files, index) for index in range(len(settings.sources))]
+    processes = processes_for(settings, total)
+    found = _facts(settings, sampled)
+    cpu_s = sum(one.cpu_s * one.scale for one in sampled) * 1.3 + 0.2
+    seconds = cpu_s / processes + (_START_S if processes > 1 else 0.0)
+    text = sum(found["bytes"].values())
+    return Forecast(
+        facts=found,
+        lines=_lines(settings, files, found, sampled, processes, seconds),
+        seconds=seconds,
+        cpu_s=cpu_s,
+        peak_bytes=(processes + (processes > 1)) * _PROCESS_BYTES + processes * 8 * block_bytes(total),
+        disk_bytes=int(text * 1.1),
+        warnings=_warnings(sampled),
+        estimated=True,
+    )
+
+
+def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -> _Sampled:
+    source = settings.sources[index]
+    own = [file for file in files if file.source == index]
+    sampled = _Sampled(total_bytes=sum(file.size for file in own), split=source.split)
+    if own and is_document(own[0], source):
+        sampled.longest = max(file.expected_bytes() for file in own)
+    for block in _blocks(settings, own):
+        began = time.process_time()
+        summary, cleaned = clean_rows(job, block)
+        records, _ = describe(job, block, cleaned)
+        sampled.cpu_s += time.process_time() - began
+        sampled.read_bytes += summary.read_bytes
+        sampled.rows += summary.rows
+        for text, record in zip(cleaned.texts, records, strict=True):
+            _count(sampled, text, tuple(record["exact"].tolist()), int(record["bytes"]), settings)
+        if sampled.read_bytes >= SAMPLE_BYTES:
+            break
+    return sampled
+
+
+def _count(sampled: _Sampled, text: str, exact: tuple[int, int], size: int, settings: Settings) -> None:
+    if settings.clean.exact_duplicates and exact in sampled.exact:
+        return
+    sampled.exact.add(exact)
+    sampled.documents += 1
+    sampled.bytes += size
+    sampled.longest = max(sampled.longest, size)
+    if sum(map(len, sampled.texts)) < _SAMPLE_TEXTS // len(settings.sources):
+        sampled.texts.append(text)
+
+
+def _blocks(settings: Settings, files: list[SourceFile]) -> Iterator[Block]:
+    """Small blocks of a source's files; of many files, an even choice of them."""
+    total = sum(file.size for file in files)
+    step = max(1, total // SAMPLE_BYTES) if len(files) > 64 else 1
+    return cut(settings.sources, files[::step], 1 << 20)
+
+
+def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:
+    documents = dict.fromkeys(SPLITS, 0.0)
+    size = dict.fromkeys(SPLITS, 0.0)
+    split = settings.split
+    shares = {"train": 1 - split.validation - split.test, "validation": split.validation, "test": split.test}
+    for one in sampled:
+        for name, share in ({one.split: 1.0} if one.split else shares).items():
+            documents[name] += one.documents * one.scale * share
+            size[name] += one.bytes * one.scale * share
+    return {
+        "documents": {name: round(count) for name, count in documents.items() if round(count)},
+        "bytes": {name: round(count) for name, count in size.items() if round(count)},
+        "longest_document_bytes": max((one.longest for one in sampled), default=0),
+        "sample": [text for one in sampled for text in one.texts],
+        "licences": {", ".join(s.paths): s.licence or "not stated" for s in settings.sources},
+    }
+
+
+def _lines(
+    settings: Settings,
+    files: list[SourceFile],
+    found: dict[str, Any],
+    sampled: Sequence[_Sampled],
+    processes: int,
+    seconds: float,
+) -> list[tuple[str, str]]:
+    splits = ", ".join(f"{name} {show_count(count)}" for name, count in found["documents"].items())
+    return [
+        ("files", f"{len(files)} ({show_bytes(sum(file.size for file in files))})"),
+        ("documents", f"{splits or 'none'} (estimated)"),
+        ("text", f"{show_bytes(sum(found['bytes'].values()))} (estimated)"),
+        ("longest document", show_bytes(found["longest_document_bytes"])),
+        ("licences", ", ".join(sorted(set(found["licences"].values())))),
+        ("processes", str(processes)),
+        ("time", show_seconds(seconds)),
+    ]
+
+
+def _warnings(sampled: Sequence[_Sampled]) -> list[str]:
+    warnings = []
+    for one in sampled:
+        if one.rows and one.documents < one.rows / 2:
+            warnings.append(f"only {one.documents} of {one.rows} rows in the sample pass the filters of `clean`")
+    return warnings
+
+
+def facts(artifact: Artifact) -> dict[str, Any]:
+    """The facts of a finished corpus, in the form that `forecast` estimates."""
+    corpus = Corpus(artifact)
+    sample: list[str] = []
+    if corpus.splits:
+        size = 0
+        for batch in corpus.read(corpus.splits[0], ["text"], batch_rows=64):
+            sample += batch["text"].to_pylist()
+            size += batch.nbytes
+            if size >= _SAMPLE_TEXTS:
+                break
+    return {
+        "documents": {split: corpus.rows(split) for split in corpus.splits},
+        "bytes": {split: corpus.bytes(split) for split in corpus.splits},
+        "longest_document_bytes": max((corpus.longest(split) for split in corpus.splits), default=0),
+        "sample": sample,
+        "licences": dict(artifact.manifest["licences"]),
+    }
