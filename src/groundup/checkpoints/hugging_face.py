@@ -82,7 +82,8 @@ def load(folder: Path, head: str | None = None, *, dtype: torch.dtype = torch.fl
         raise UserError("the checkpoint is a backbone without a head", where=str(folder / CONFIG), fix=fix)
     with torch.device("meta"):
         network = Network(cast(ModelFile, model), config, kind)
-    weights = _as_ours(model, read_weights(folder, dtype), network)
+    published = read_weights(folder, dtype, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
+    weights = _as_ours(model, published, network, folder)
     _check(network, weights, model, folder, is_whole=kind == stored)
     if set(network.state_dict()) - set(weights):
         materialise(network, "cpu")
@@ -104,16 +105,18 @@ def read_generation(folder: Path) -> dict[str, Any]:
     return ids | {key: value for key, value in given.items() if value is not None}
 
 
-def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def read_weights(folder: Path, dtype: torch.dtype = torch.float32, *, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Every tensor by its published name, converted to `dtype`; one file or the shards of an index.
 
-    The tensors are copies, so the directory may go away. Raises ArtifactError for damaged files.
+    Names that end in one of `skip` are left out. The tensors are copies, so the directory may go
+    away. Raises ArtifactError for damaged files.
     """
     weights: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                weights |= {name: _convert(file.get_tensor(name), dtype, name, path) for name in file.keys()}  # noqa: SIM118
+                names = [name for name in file.keys() if not name.endswith(skip)]  # noqa: SIM118
+                weights |= {name: _convert(file.get_tensor(name), dtype, name, path) for name in names}
         except (SafetensorError, OSError) as error:
             fix = "fetch or write the file again: it is cut short or was changed"
             raise ArtifactError(f"the weights cannot be read ({error})", where=str(path), fix=fix) from error
@@ -184,10 +187,8 @@ def _as_published(model: ModuleType, weights: Mapping[str, Tensor]) -> dict[str,
     return {name: _turn(model, name, tensor.detach().cpu()).contiguous() for name, tensor in weights.items()}
 
 
-def _as_ours(model: ModuleType, weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
+def _as_ours(model: ModuleType, weights: dict[str, Tensor], network: Network, folder: Path) -> dict[str, Tensor]:
     """Published tensors under the names of `network`, without those it has no use for."""
-    constants = tuple(getattr(model, "NOT_WEIGHTS", ()))
-    weights = {name: tensor for name, tensor in weights.items() if not (constants and name.endswith(constants))}
     weights = {_renamed(model, name): _turn(model, name, tensor).contiguous() for name, tensor in weights.items()}
     expected = network.state_dict()
     if not any(name.startswith(f"{model.PREFIX}.") for name in weights):
@@ -198,7 +199,8 @@ def _as_ours(model: ModuleType, weights: dict[str, Tensor], network: Network) ->
         if copy in weights and copy not in expected and original in weights:
             if not torch.equal(weights[copy], weights[original]):
                 fix = "set tie_word_embeddings to false in config.json if the two are meant to differ"
-                raise ArtifactError(f"{copy} should be tied to {original} and is not the same", fix=fix)
+                what = f"{copy} should be tied to {original} and is not the same"
+                raise ArtifactError(what, where=str(folder / CONFIG), fix=fix)
             del weights[copy]
     return weights
 
@@ -211,7 +213,7 @@ def _renamed(model: ModuleType, name: str) -> str:
 
 
 def _turn(model: ModuleType, name: str, tensor: Tensor) -> Tensor:
-    return tensor.t() if name.endswith(tuple(getattr(model, "TRANSPOSED", ())) or ("\0",)) else tensor
+    return tensor.t() if name.endswith(getattr(model, "TRANSPOSED", ())) else tensor
 
 
 def _check(network: Network, weights: dict[str, Tensor], model: ModuleType, folder: Path, *, is_whole: bool) -> None:

@@ -1,0 +1,188 @@
+"""What every file in models/ promises: sizes, gradients, and a checkpoint that others open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from groundup import catalog
+from groundup.checkpoints import hugging_face
+from groundup.config import named
+from groundup.errors import UserError
+from groundup.nn.losses import linear_cross_entropy
+from groundup.nn.network import Network, create
+
+CASES = [(name, head) for name in catalog.names("models") for head in catalog.load("models", name).HEADS]
+MODELS = catalog.names("models")
+
+
+def tiny(name: str, head: str, **changes: object) -> Network:
+    model = catalog.load("models", name)
+    return create(model, model.Config(**model.TINY | changes), head, seed=3)
+
+
+def batch_for(network: Network, rows: int = 3, length: int = 12) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, network.config.vocab_size, (rows, length), generator=generator)
+    types = (torch.arange(length) >= length // 2).long().expand(rows, -1)
+    labels = torch.randint(0, network.config.vocab_size, (rows, length), generator=generator)
+    return {"input_ids": ids, "token_type_ids": types, "labels": labels}
+
+
+def loss_of(network: Network, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    outputs = network(batch)
+    features = outputs.head.features(outputs.hidden)
+    total, count = linear_cross_entropy(features, outputs.head.weight, batch["labels"], bias_V=outputs.head.bias)
+    if network.head_kind == "pretraining":
+        total = total + outputs.next_sentence_logits.logsumexp(1).sum() - outputs.next_sentence_logits[:, 0].sum()
+    return total / count
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_every_parameter_gets_a_gradient(name: str, head: str) -> None:
+    network = tiny(name, head).train()
+    loss_of(network, batch_for(network)).backward()
+    untouched = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert untouched == []
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_a_few_steps_lower_the_loss(name: str, head: str) -> None:
+    network = tiny(name, head).train()
+    batch = batch_for(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = loss_of(network, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_a_saved_network_comes_back_bit_for_bit(name: str, head: str, tmp_path: Path) -> None:
+    network = tiny(name, head).eval()
+    hugging_face.save(tmp_path / "a", network, generation={"eos_token_id": 1})
+    again = hugging_face.load(tmp_path / "a")
+    batch = batch_for(network)
+    assert again.config == network.config
+    assert again.head_kind == head
+    assert torch.equal(again(batch).logits, network(batch).logits)
+    hugging_face.save(tmp_path / "b", again, generation={"eos_token_id": 1})
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_transformers_opens_what_was_saved(name: str, head: str, tmp_path: Path) -> None:
+    network = tiny(name, head).eval()
+    hugging_face.save(tmp_path, network)
+    published = getattr(transformers, catalog.load("models", name).ARCHITECTURES[head])
+    theirs, report = published.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    batch = batch_for(network)
+    inputs = {"input_ids": batch["input_ids"]}
+    if name == "bert":
+        inputs["token_type_ids"] = batch["token_type_ids"]
+    with torch.no_grad():
+        expected = theirs.eval()(**inputs)[0]
+    torch.testing.assert_close(network(batch).logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_the_state_dict_has_the_published_names(name: str, head: str, tmp_path: Path) -> None:
+    network = tiny(name, head)
+    published = getattr(transformers, catalog.load("models", name).ARCHITECTURES[head])
+    given = network.config.to_hugging_face(head)
+    theirs = published(published.config_class.from_dict(given))
+    theirs.save_pretrained(tmp_path)
+    assert set(network.state_dict()) == set(hugging_face.read_weights(tmp_path))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_and_flops_are_those_of_the_built_model(name: str) -> None:
+    model = catalog.load("models", name)
+    network = tiny(name, next(iter(model.HEADS))).eval()
+    assert model.parameters(network.config) == sum(p.numel() for p in network.parameters())
+    batch = batch_for(network, rows=2, length=16)
+    # torch's counter does not know the fused attention of CPUs, but the matrix products of the plain one.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        assert network(batch).logits.shape == (2, 16, network.config.vocab_size)
+    assert counter.get_total_flops() == 2 * 16 * model.flops_per_token(network.config, 16)
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_a_config_survives_its_published_form(name: str, head: str) -> None:
+    model = catalog.load("models", name)
+    config = model.Config(**model.TINY, dropout=0.25, attention_dropout=0.125, initialiser="xavier")
+    described = json.loads(json.dumps(config.to_hugging_face(head)))
+    assert model.Config.from_hugging_face(described) == config
+    assert named("models", config.dump()) == config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_activation_checkpointing_changes_no_bit(name: str) -> None:
+    network = tiny(name, next(iter(catalog.load("models", name).HEADS)), dropout=0.3).train()
+    gradients = []
+    for again in (False, True):
+        network.backbone.checkpoint_activations = again
+        network.zero_grad()
+        torch.manual_seed(11)
+        loss_of(network, batch_for(network)).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_acts_in_training_only(name: str) -> None:
+    network = tiny(name, next(iter(catalog.load("models", name).HEADS)), dropout=0.5)
+    batch = batch_for(network)
+    network.eval()
+    assert torch.equal(network(batch).logits, network(batch).logits)
+    network.train()
+    assert not torch.equal(network(batch).logits, network(batch).logits)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_seed_gives_the_same_weights(name: str) -> None:
+    model = catalog.load("models", name)
+    head = next(iter(model.HEADS))
+    one, same = tiny(name, head).state_dict(), tiny(name, head).state_dict()
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    other = create(model, model.Config(**model.TINY), head, seed=4).state_dict()
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_unknown_head_and_a_row_too_long_are_refused(name: str) -> None:
+    model = catalog.load("models", name)
+    head = next(iter(model.HEADS))
+    with pytest.raises(UserError, match="no head for 'languge'"):
+        create(model, model.Config(**model.TINY), "languge", seed=0)
+    network = tiny(name, head)
+    with pytest.raises(UserError, match="longer than the model's context of 32"):
+        network({"input_ids": torch.zeros(1, 33, dtype=torch.long)})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("gpt", {"d_model": 250, "n_heads": 4}, "set d_model to 248 or 252"),
+        ("gpt2", {"d_model": 250, "n_heads": 4}, "set d_model to 248 or 252"),
+        ("bert", {"d_model": 250, "n_heads": 4}, "set d_model to 248 or 252"),
+        ("gpt", {"n_heads": 4, "n_kv_heads": 3}, "set n_kv_heads to one of 1, 2, 4"),
+        ("gpt", {"head_dim": 7}, "head_dim 7 is odd"),
+        ("gpt2", {"d_model": 33, "n_heads": 3, "positions": "sinusoidal"}, "needs an even d_model"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_explained(name: str, changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        catalog.load("models", name).Config(**{"vocab_size": 61} | changes)
