@@ -157,15 +157,18 @@ def find_files(source: Source, index: int = 0) -> list[SourceFile]:
         matches = [path for path in _matches(pattern, source.kind) if not _is_excluded(path, left_out)]
         if not matches:
             raise DataError(f"no file matches {pattern!r}", fix=_why_none(pattern, source))
+        names = _Names(pattern)
         for path in matches:
-            for file in _describe(path, pattern, source, index):
+            for file in _describe(path, names, source, index):
                 found.setdefault(f"{file.path}\0{file.member}", file)
     return sorted(found.values(), key=lambda file: file.name)
 
 
 def expand(pattern: str) -> str:
     """A path as the system knows it: `{stdlib}` and `~` filled in, symbolic links untouched."""
-    return os.path.abspath(os.path.expanduser(pattern.replace("{stdlib}", sysconfig.get_path("stdlib"))))
+    if "{stdlib}" in pattern:
+        pattern = pattern.replace("{stdlib}", sysconfig.get_path("stdlib"))
+    return os.path.abspath(os.path.expanduser(pattern))
 
 
 def unreadable(name: str, error: OSError) -> DataError:
@@ -221,14 +224,14 @@ def _kind(name: str) -> Kind | None:
     return KINDS.get(suffix)
 
 
-def _describe(path: str, pattern: str, source: Source, index: int) -> Iterator[SourceFile]:
+def _describe(path: str, names: _Names, source: Source, index: int) -> Iterator[SourceFile]:
     """The file at a path as a SourceFile; for an archive, one for each member that fits."""
     kind = source.kind if source.kind != "auto" else _kind(path) or _text_by_suffix(path)
     if kind is None:
         known = ", ".join(KINDS)
         fix = f"say `kind: text` (or jsonl, csv, tsv, parquet); `auto` knows {known}, also with .gz, .zst and .zip"
         raise DataError(f"cannot tell the kind of {path!r} from its suffix", fix=fix)
-    name, folder = _shown(path, pattern), _top_folder(path, pattern)
+    name, folder = names.name(path), names.folder(path)
     if path.lower().endswith(".zip"):
         yield from _members(path, name, source, index)
     else:
@@ -265,20 +268,32 @@ def fixed_part(pattern: str) -> str:
     return os.sep.join(parts[:wild]) or os.sep
 
 
-def _shown(path: str, pattern: str) -> str:
-    """A path with the beginning that the recipe wrote: `~/…`, `{stdlib}/…` or relative."""
-    written = fixed_part(pattern) if _MAGIC.search(pattern) else pattern
-    place = expand(written) if written != os.sep or pattern.startswith(os.sep) else os.getcwd()
-    if not _MAGIC.search(pattern) and path == place:
-        return pattern.replace(os.sep, "/")
-    start = "" if not pattern.startswith(os.sep) and written == os.sep else written.rstrip(os.sep) + os.sep
-    return (start + os.path.relpath(path, place)).replace(os.sep, "/")
+class _Names:
+    """Turns paths that a pattern matched into the names and top folders of the corpus."""
+
+    def __init__(self, pattern: str) -> None:
+        place = expand(pattern)
+        wild = _MAGIC.search(pattern) is not None
+        self.root = fixed_part(place) if wild else place
+        self.written = (fixed_part(pattern) if wild else pattern).rstrip(os.sep)
+        if wild and not pattern.startswith(os.sep) and self.written == "":
+            self.written = "."
+        self.top = self.root if wild or os.path.isdir(place) else os.path.dirname(place)
+
+    def name(self, path: str) -> str:
+        """The path with the beginning that the recipe wrote: `~/…`, `{stdlib}/…` or relative."""
+        if path == self.root:
+            return self.written.replace(os.sep, "/")
+        below = _below(path, self.root)
+        return (below if self.written == "." else f"{self.written}{os.sep}{below}").replace(os.sep, "/")
+
+    def folder(self, path: str) -> str:
+        """The first folder below the fixed part of the pattern, or the file's own name."""
+        return _below(path, self.top).partition(os.sep)[0]
 
 
-def _top_folder(path: str, pattern: str) -> str:
-    place = expand(pattern)
-    root = place if os.path.isdir(place) else fixed_part(place)
-    return os.path.relpath(path, root).split(os.sep)[0]
+def _below(path: str, root: str) -> str:
+    return path[len(root) :].lstrip(os.sep)
 
 
 def _is_excluded(path: str, patterns: list[re.Pattern[str]]) -> bool:
