@@ -36,7 +36,8 @@ def fill_masks(runtime: Runtime, tokenizer: Tokenizer, text: str, *, best: int =
         fix = "use generate(…) to continue a text; to fill masks, train a bert with masked_language_modeling"
         raise UserError("this model does not fill masks", fix=fix)
     mask = tokenizer.specials.mask or MASK
-    ids = framed(tokenizer, tokenizer.encode(text.replace(MASK, mask), allow_special=True))
+    opening, closing = frame(tokenizer)
+    ids = [*opening, *tokenizer.encode(text.replace(MASK, mask), allow_special=True), *closing]
     gaps = [place for place, token in enumerate(ids) if token == tokenizer.mask_id]
     if not gaps:
         raise UserError("the text has no gap to fill", fix=f"write {MASK} where a token is missing")
@@ -44,21 +45,21 @@ def fill_masks(runtime: Runtime, tokenizer: Tokenizer, text: str, *, best: int =
         fix = f"shorten it by {len(ids) - runtime.context} tokens"
         raise UserError(f"the text is {len(ids)} tokens long and the model reads {runtime.context}", fix=fix)
     return [
-        _filled(tokenizer, place, row)
-        for place, row in zip(gaps, _probabilities(runtime, ids, gaps, best), strict=True)
+        _filled(tokenizer, place, row) for place, row in zip(gaps, probabilities(runtime, ids, gaps, best), strict=True)
     ]
 
 
-def framed(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """The ids between the tokens that open and close an input, where the tokenizer has them."""
-    opening = [] if tokenizer.cls_id is None else [tokenizer.cls_id]
-    closing = [] if tokenizer.sep_id is None else [tokenizer.sep_id]
-    return [*opening, *ids, *closing]
+def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that open and close an input; start and end of text serve where there is no [CLS] or [SEP]."""
+    cls = tokenizer.bos_id if tokenizer.cls_id is None else tokenizer.cls_id
+    sep = tokenizer.eos_id if tokenizer.sep_id is None else tokenizer.sep_id
+    return ([] if cls is None else [cls]), ([] if sep is None else [sep])
 
 
-def _probabilities(
+def probabilities(
     runtime: Runtime, ids: Sequence[int], gaps: Sequence[int], best: int
 ) -> list[list[tuple[int, float]]]:
+    """For each gap its `best` likeliest (token, probability) pairs, best first."""
     outputs = runtime.forward({"input_ids": torch.tensor([list(ids)])})
     probabilities_GV = outputs.head(outputs.hidden[0, list(gaps)]).float().softmax(-1)
     found = probabilities_GV.topk(min(best, probabilities_GV.shape[-1]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tokenizers as library
 
-from groundup.artifact import MANIFEST
+from groundup.artifact import MANIFEST, Artifact
 from groundup.text.tokenizers import Tokenizer
 
 GENERATION = "generation_config.json"
@@ -30,13 +30,15 @@ def beginning(folder: Path, tokenizer: Tokenizer) -> Beginning:
     """How the texts of the model in a directory begin.
 
     A model that groundup trained saw each document after a start token, or after the end-of-text
-    token of the document before; its generation_config.json says which, as `bos_token_id`, and a
-    prompt is the beginning of a document. A published model gets what its tokenizer.json puts before
-    a text, which may be nothing; only an empty prompt then begins with the start or end-of-text token.
+    token of the document before, as its manifest says (the choice `bos`); a prompt is the beginning
+    of a document. A published model gets what its tokenizer.json puts before a text, which may be
+    nothing; only an empty prompt then begins with the start or end-of-text token.
     """
     candidates = (_named_start(folder), tokenizer.bos_id, tokenizer.eos_id)
     first = next(((token,) for token in candidates if token is not None), ())
     if (folder / MANIFEST).is_file():
+        if Artifact(folder).manifest["choices"].get("bos") is False and tokenizer.eos_id is not None:
+            first = (tokenizer.eos_id,)
         return Beginning(first, first)
     engine = library.Tokenizer.from_str(tokenizer.to_json())
     return Beginning(tuple(engine.encode("", add_special_tokens=True).ids), first)
