@@ -95,6 +95,11 @@ class Tokenizer:
         listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
         return cls(engine, specials, stops=[int(stop) for stop in listed], config=config)
 
+    @classmethod
+    def of_roles(cls, engine: library.Tokenizer, roles: Mapping[str, str]) -> Tokenizer:
+        """A tokenizer around a trained engine of the library; `roles` as in `pipelines.SPECIALS`."""
+        return cls(engine, Specials(**roles))
+
     def save(self, folder: str | Path, *, model_max_length: int | None = None) -> None:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into a directory.
 
@@ -146,6 +151,11 @@ class Tokenizer:
     def token(self, token_id: int) -> str | None:
         """The vocabulary entry of an id, in the tokenizer's own spelling, or None."""
         return self._engine.id_to_token(token_id)
+
+    def spelling(self, token_id: int) -> str:
+        """What an id looks like to a reader: its text, or its entry where the text alone is no whole character."""
+        text = self.decode([token_id])
+        return text if text and "\ufffd" not in text else self.token(token_id) or ""
 
     def token_id(self, token: str) -> int | None:
         """The id of a vocabulary entry, or None."""

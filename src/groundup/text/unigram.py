@@ -1,0 +1,117 @@
+"""The pieces of a unigram tokenizer: candidates from byte-pair encoding, thinned by what each is worth.
+
+Kudo 2018 keeps the pieces whose loss would cost the likelihood of the text most. The library's own
+trainer gives another vocabulary on every run, because it adds floating-point numbers in the order of
+a hash table, and takes its candidates from a suffix array of the text. Here the candidates are the
+entries of a larger byte-pair vocabulary, which Schmidt et al. 2024 ("Tokenization is more than
+compression", §6) found the better start, and the counts are whole numbers from best segmentations
+(Viterbi training), so that no order matters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models
+
+SEEDS = 4
+"""Candidates for each piece that is wanted."""
+SHRINK = 0.7
+"""The share of pieces that stays in each round."""
+READ_CHARACTERS = 2_000_000
+"""Characters of text that each round is counted on."""
+ALPHABET = 256
+
+
+def learn(
+    seeds: Tokenizer, engine: Tokenizer, read: Callable[[], Iterator[str]], *, pieces: int, specials: list[str]
+) -> models.Unigram:
+    """The model: `specials` first, then the best pieces and all bytes, `pieces` entries together.
+
+    `seeds` is a trained byte-pair tokenizer; `engine` cuts text as the result will. Fewer entries
+    come back where the text does not support so many.
+    """
+    counts = _occurrences(seeds, read, specials)
+    letters = {token for token in counts if len(token) == 1}
+    target = pieces - len(specials)
+    scores = _scores(counts, letters)
+    while len(scores) > target:
+        engine.model = _model(scores, specials)
+        counts = _count(engine, read)
+        scores = _scores({piece: counts.get(piece, 0) for piece in scores}, letters)
+        keep = max(target, int(len(scores) * SHRINK))
+        scores = _scores({piece: counts.get(piece, 0) for piece in _best(scores, counts, keep, letters)}, letters)
+    engine.model = _model(scores, specials)
+    counts = _count(engine, read)
+    return _model(_scores({piece: counts.get(piece, 0) for piece in scores}, letters), specials)
+
+
+def _occurrences(seeds: Tokenizer, read: Callable[[], Iterator[str]], specials: list[str]) -> dict[str, int]:
+    """How often each entry of a byte-pair vocabulary occurs, whether or not a later merge took it in."""
+    model: dict[str, Any] = json.loads(seeds.to_str())["model"]
+    counts = {token: 0 for token in model["vocab"] if token not in specials} | _count(seeds, read)
+    for left, right in reversed(model["merges"]):
+        counts[left] += counts[left + right]
+        counts[right] += counts[left + right]
+    return counts
+
+
+def _count(engine: Tokenizer, read: Callable[[], Iterator[str]]) -> dict[str, int]:
+    """How often each entry is used to write the text."""
+    totals: NDArray[np.int64] = np.zeros(engine.get_vocab_size(), dtype=np.int64)
+    for texts in _groups(read()):
+        for found in engine.encode_batch_fast(texts, add_special_tokens=False):
+            totals += np.bincount(np.asarray(found.ids, dtype=np.int64), minlength=len(totals))
+    names = {number: token for token, number in engine.get_vocab().items()}
+    return {names[int(number)]: int(totals[number]) for number in np.flatnonzero(totals)}
+
+
+def _scores(counts: dict[str, int], letters: set[str]) -> dict[str, float]:
+    """Log-probabilities of the pieces that are used; every byte keeps one, however rare."""
+    used = {piece: count for piece, count in counts.items() if count > 0 or piece in letters}
+    total = math.log(sum(used.values()) or 1)
+    return {piece: math.log(max(count, 0.5)) - total for piece, count in used.items()}
+
+
+def _best(scores: dict[str, float], counts: dict[str, int], keep: int, letters: set[str]) -> list[str]:
+    """The `keep` pieces whose absence would cost the text's likelihood most, and all bytes."""
+    worth = {
+        piece: counts.get(piece, 0) * (score - _without(piece, scores))
+        for piece, score in scores.items()
+        if piece not in letters
+    }
+    ranked = sorted(worth, key=lambda piece: (-worth[piece], piece))
+    return sorted(letters) + ranked[: keep - len(letters)]
+
+
+def _without(piece: str, scores: dict[str, float]) -> float:
+    """The best log-probability of writing a piece with the other pieces."""
+    best = [0.0] + [-math.inf] * len(piece)
+    for end in range(1, len(piece) + 1):
+        for start in range(end):
+            if end - start == len(piece):
+                continue
+            score = scores.get(piece[start:end])
+            if score is not None and best[start] + score > best[end]:
+                best[end] = best[start] + score
+    return best[-1]
+
+
+def _model(scores: dict[str, float], specials: list[str]) -> models.Unigram:
+    """The library's model; the most probable pieces get the smallest ids after the special tokens."""
+    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return models.Unigram([(name, 0.0) for name in specials] + ranked, None, False)
+
+
+def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
+    """The first READ_CHARACTERS of the text, in groups for the library to encode together."""
+    seen = 0
+    while seen < READ_CHARACTERS and (group := list(islice(texts, 64))):
+        seen += sum(map(len, group))
+        yield group
