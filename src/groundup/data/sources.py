@@ -54,7 +54,7 @@ class Source(Section):
     """Files, folders or globs (`**` for any depth). `~` is the home folder, `{stdlib}` the folder of
     Python's standard library; other paths are relative to the current directory."""
     exclude: list[str] = Field(default=[])
-    """Globs, written like `paths`, of files to leave out."""
+    """Globs of files to leave out, written like `paths`; one that begins with `**/` holds anywhere."""
     document: Literal["file", "line", "paragraph"] = "file"
     """What one document of a text file is; paragraphs are divided by empty lines."""
     text_field: str | list[str] = "text"
@@ -151,7 +151,8 @@ def find_files(source: Source, index: int = 0) -> list[SourceFile]:
 
     Raises DataError for a path without matches, and for one that cannot be read or told a kind.
     """
-    left_out = [_expression(expand(pattern)) for pattern in source.exclude]
+    # A pattern that begins with `**` holds wherever the files lie, also outside the current folder.
+    left_out = [_expression(p if p.startswith("**") else expand(p)) for p in source.exclude]
     found: dict[str, SourceFile] = {}
     for pattern in source.paths:
         matches = [path for path in _matches(pattern, source.kind) if not _is_excluded(path, left_out)]
