@@ -6,7 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from groundup.artifact import Store, digest_data
+from groundup.data.corpus import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,3 +38,28 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test works in an empty directory with an empty store."""
     monkeypatch.setenv("GROUNDUP_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def make_corpus() -> Callable[[dict[str, list[str]]], Corpus]:
+    """A function from texts by split to a corpus artefact with just these documents, in this order."""
+    return write_corpus
+
+
+def write_corpus(texts: dict[str, list[str]]) -> Corpus:
+    """A corpus in the store, as the prepare stage lays it out."""
+    store = Store()
+    key = digest_data(texts)
+    with store.draft("corpus", key, stage="prepare") as draft:
+        summary = {"columns": ["text", "id", "source"], "splits": {}}
+        for split, rows in texts.items():
+            name = f"{split}/00000.parquet"
+            columns = {"text": pa.array(rows, pa.string()), "id": pa.array(range(len(rows)), pa.int64())}
+            pq.write_table(pa.table(columns | {"source": [f"{split}:{row}" for row in columns["id"]]}), draft.path(name))
+            sizes = [len(text.encode("utf-8", "surrogatepass")) for text in rows]
+            entry = {"documents": len(rows), "bytes": sum(sizes), "longest_document_bytes": max(sizes, default=0)}
+            summary["splits"][split] = entry | {"files": [{"name": name, "rows": len(rows)}]}
+        draft.write_json("corpus.json", summary)
+    found = store.find(key)
+    assert found is not None
+    return Corpus(found)
