@@ -288,8 +288,8 @@ def spread(count: int, most: int | None) -> Int64s:
 
 
 def require_context(stream: Stream, context: int, *, what: str) -> None:
-    """Raise DataError if a whole split has fewer tokens than one row."""
-    if stream.tokens > context:
+    """Raise DataError if a whole split has tokens, but fewer than one row."""
+    if stream.tokens > context or not stream.tokens:
         return
     held = f"{stream.tokens} tokens in {stream.documents} documents"
     raise DataError(

@@ -15,6 +15,7 @@ a true pair from a false one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,6 +215,10 @@ class PairLayout:
 
     def account(self) -> Account:
         """Estimates from up to 1000 rows, evenly spread, of epoch 0."""
+        return self._account
+
+    @cached_property
+    def _account(self) -> Account:
         sample = spread(len(self), 1000)
         spans = [self.spans(int(index), 0) for index in sample]
         shown = sum(len(first) + len(second) for first, second, _ in spans)

@@ -37,7 +37,7 @@ from groundup.data.segments import (
 from groundup.errors import DataError
 from groundup.evaluation.metrics.ratios import Ratio, perplexity
 from groundup.text.rendering import Piece, markup
-from groundup.text.sentences import sentence_starts, word_starts
+from groundup.text.sentences import sentence_starts, token_starts, word_starts
 from groundup.units import PositiveCount, Share
 
 if TYPE_CHECKING:  # torch is imported where it is used: processes that only encode do without it
@@ -184,22 +184,20 @@ class Task:
         `input_ids`: its tokens, for packed layouts between [CLS] and [SEP]. `sentences`, otherwise: the
         tokens at which sentences begin. `word_starts`, for whole-word masking: 1 where a word begins.
         """
-        text = example["text"]
+        text, packed, whole = example["text"], self.config.layout != "none", self.config.whole_word
+        if packed and not whole:
+            return {"input_ids": self._framed(self.tokenizer.encode(text), self.specials.cls, self.specials.sep)}
         found = self.tokenizer.encode_with_offsets(text)
-        ids, packed = found.ids, self.config.layout != "none"
-        columns: dict[str, list[int]] = {}
+        words = {WORD_STARTS: word_starts(text, found.word_ids, found.offsets)} if whole else {}
         if not packed:
-            ends = [end for _, end in found.offsets]
-            places = np.searchsorted(ends, sentence_starts(text), side="right")
-            columns[SENTENCES] = np.unique(places[places < len(ids)]).tolist() if ids else []
-            columns[SENTENCES][:1] = [0] if ids else []
-        if self.config.whole_word:
-            columns[WORD_STARTS] = self._framed(word_starts(text, found.word_ids, found.offsets), 1, 1, packed)
-        return {"input_ids": self._framed(ids, self.specials.cls, self.specials.sep, packed), **columns}
+            starts = token_starts(sentence_starts(text), found.offsets)
+            return {"input_ids": found.ids, SENTENCES: starts, **words}
+        framed = {name: self._framed(values, 1, 1) for name, values in words.items()}
+        return {"input_ids": self._framed(found.ids, self.specials.cls, self.specials.sep), **framed}
 
     @staticmethod
-    def _framed(values: list[int], before: int, after: int, packed: bool) -> list[int]:
-        return [before, *values, after] if packed and values else values
+    def _framed(values: list[int], before: int, after: int) -> list[int]:
+        return [before, *values, after] if values else values
 
     def rows(self, shards: Columns, seed: int, *, held_out: bool = False) -> MaskedRows:
         """Masked rows of a split, different in every epoch.

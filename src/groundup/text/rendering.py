@@ -6,8 +6,9 @@ vocabularies cut Chinese characters in pieces) is shown once, in the style of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -17,7 +18,7 @@ from groundup.text.streaming import StreamDecoder
 if TYPE_CHECKING:
     from groundup.text.tokenizers import Tokenizer
 
-TRAINED, READ, SPECIAL = "bold green", "dim", "cyan"
+TRAINED, READ, SPECIAL, READ_AS, BORDER = "bold green", "dim", "cyan", "red", "yellow"
 LEGEND = f"[{TRAINED}]trained[/] [{READ}]only read[/]"
 
 
@@ -40,19 +41,28 @@ def markup(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> str:
     A run of padding at the end is shown as its length.
     """
     shown, padding = _without_padding(tokenizer, pieces)
-    decoder, parts = StreamDecoder(tokenizer), [LEGEND, "\n"]
-    for piece in shown:
-        if piece.begins:
-            parts.append("[yellow] │ [/]")
+    runs = [*_runs(tokenizer, shown), (f" … {padding} padding" if padding else "", READ)]
+    joined = ((style, "".join(text for text, _ in group)) for style, group in groupby(runs, key=lambda run: run[1]))
+    return f"{LEGEND}\n" + "".join(_styled(text, style) for style, text in joined if text)
+
+
+def _runs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
+    """Texts in order, each with its style."""
+    decoder = StreamDecoder(tokenizer)
+    for piece in pieces:
         style = TRAINED if piece.trained else READ
         if piece.token in tokenizer.special_ids:
-            parts += [_styled(decoder.flush(), style), _styled(_name(tokenizer, piece.token), f"{style} {SPECIAL}")]
+            yield decoder.flush(), style
+            decoder = StreamDecoder(tokenizer)
+        if piece.begins:
+            yield " │ ", BORDER
+        if piece.token in tokenizer.special_ids:
+            yield _name(tokenizer, piece.token), f"{style} {SPECIAL}"
         else:
-            parts.append(_styled(decoder.push(piece.token), style))
+            yield decoder.push(piece.token), style
         if piece.seen_as is not None:
-            parts.append(_styled(f"⟨{_name(tokenizer, piece.seen_as).strip()}⟩", "red"))
-    parts.append(_styled(decoder.flush(), READ))
-    return "".join([*parts, f"[{READ}] … {padding} padding[/]" if padding else ""])
+            yield f"⟨{_name(tokenizer, piece.seen_as).strip()}⟩", READ_AS
+    yield decoder.flush(), READ
 
 
 def _without_padding(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[Sequence[Piece], int]:
@@ -68,4 +78,7 @@ def _name(tokenizer: Tokenizer, token: int) -> str:
 
 def _styled(text: str, style: str) -> str:
     """The text in a style; a line break is marked, and kept."""
-    return f"[{style}]{escape(text).replace(chr(10), '⏎' + chr(10))}[/]" if text else ""
+    marked = text.replace("\n", "⏎\n")
+    body = marked.rstrip("\\")
+    # rich reads two backslashes before a tag as one, and one as an escape of the tag.
+    return f"[{style}]{escape(body)}{chr(92) * 2 * (len(marked) - len(body))}[/]"

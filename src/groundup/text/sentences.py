@@ -9,14 +9,15 @@ blank line always ends one, and so does a line break after Chinese, which is not
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Ranges of characters that are written without spaces: kana and ideographs."""
 _ABBREVIATIONS = (
-    "mr mrs ms dr prof sr jr st mt rev gen col capt lt sgt hon gov sen rep pres inc ltd co corp dept univ "
-    "vs etc al cf ca approx fig figs eq eqs sec ch vol vols no nos pp p ed eds trans est min max jan feb mar "
-    "apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun e.g i.e a.m p.m u.s u.k"
+    "mr mrs ms dr prof sr jr st mt rev gen capt lt sgt hon gov sen rep pres inc ltd co corp dept univ "
+    "vs etc al cf ca approx figs eq eqs vol vols nos pp ed eds trans jan feb apr "
+    "jun jul aug sep sept oct nov dec tue thu e.g i.e a.m p.m u.s u.k"
 )
 ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 _CLOSING = "\"'”’»」』）》】)\\]"
@@ -71,3 +72,13 @@ def word_starts(text: str, word_ids: Sequence[int], offsets: Sequence[tuple[int,
         found.append(int(word != last_word or begins_cjk))
         last_word, last_end = word, end
     return found
+
+
+def token_starts(characters: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that hold these characters or, where none does, come next: ascending, without repeats.
+
+    The first token is always one of them, so that sentences put together are all tokens.
+    """
+    ends = [end for _, end in offsets]
+    found = {bisect_right(ends, character) for character in characters}
+    return sorted({0, *found} - {len(ends)}) if ends else []
