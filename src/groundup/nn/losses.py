@@ -52,6 +52,9 @@ def linear_cross_entropy(
     positions worked on at once. Differentiable once, in features, weight and bias.
     """
     features_ND, labels_N = features_ND.reshape(-1, features_ND.shape[-1]), labels_N.reshape(-1)
+    device = features_ND.device.type
+    if torch.is_autocast_enabled(device):  # the operator settles its own precision: that of its features
+        features_ND = features_ND.to(torch.get_autocast_dtype(device))
     rows = chunk or max(1, CHUNK_SCORES // weight_VD.shape[0])
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (features_ND, weight_VD, bias_V)]
     total, *_ = _fused(features_ND, weight_VD, bias_V, labels_N, label_smoothing, rows, wanted)
@@ -91,6 +94,19 @@ def _fused(
     An operator of its own, so that torch.compile keeps it whole: the number of trained positions,
     which differs from batch to batch, stays inside.
     """
+    with torch.autocast(features_ND.device.type, enabled=False):
+        return _loss_and_gradients(features_ND, weight_VD, bias_V, labels_N, label_smoothing, chunk, wanted)
+
+
+def _loss_and_gradients(
+    features_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    labels_N: Tensor,
+    label_smoothing: float,
+    chunk: int,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     accumulate = _sum_dtype(features_ND)
     total = torch.zeros((), dtype=accumulate, device=features_ND.device)
     by_features = torch.zeros_like(features_ND) if wanted[0] else features_ND.new_empty(0)
@@ -107,7 +123,7 @@ def _fused(
         if wanted[0]:
             by_features[index_C] = slope_CV @ weight
         if wanted[1]:
-            by_weight.addmm_(slope_CV.t().to(accumulate), picked_CD.to(accumulate))
+            by_weight += slope_CV.t() @ picked_CD
     return total, by_features, by_weight.to(weight_VD.dtype), by_bias if wanted[2] else by_bias.new_empty(0)
 
 
