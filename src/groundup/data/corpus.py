@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from groundup.artifact import Artifact
+from groundup.data.splits import SPLITS
 from groundup.errors import ArtifactError, UserError, nearest
 
 SUMMARY = "corpus.json"
@@ -42,7 +43,7 @@ class Corpus:
     @property
     def splits(self) -> list[str]:
         """The splits that hold documents, in the order train, validation, test."""
-        return list(self.summary["splits"])
+        return [split for split in SPLITS if split in self.summary["splits"]]
 
     def rows(self, split: str) -> int:
         """Documents in a split."""

@@ -8,12 +8,12 @@ again. No pass holds more than a few blocks, and the result does not depend on t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -167,7 +167,7 @@ def _clean(
     held: list[Block] = []
     stored, read, line, before = sum(file.size for file in files), 0, 0, ""
     blocks = _remembered(cut(settings.sources, files, block_bytes(total)), held)
-    with closing(ordered_map(partial(clean_block, job), blocks, processes)) as summaries:
+    with _closing(ordered_map(partial(clean_block, job), blocks, processes)) as summaries:
         for summary in summaries:
             block = held.pop(0)
             here = f"{block.source}:{block.files[0].name}"
@@ -198,11 +198,16 @@ def _add(done: _Pass, summary: dict[str, Any], block: Block, line: int) -> None:
 
 def _in_parallel(function: Callable[[T], R], items: Iterable[T], processes: int, reporter: Reporter) -> Iterator[R]:
     every = list(items)
-    with closing(ordered_map(function, every, min(processes, len(every)))) as results:
+    with _closing(ordered_map(function, every, min(processes, len(every)))) as results:
         for number, result in enumerate(results, 1):
             reporter.advance("writing", number, len(every))
             _stop_if_asked()
             yield result
+
+
+def _closing(results: Iterator[R]) -> closing[Generator[R, None, None]]:
+    """Ends the processes behind the results when the block is left early."""
+    return closing(cast(Generator[R, None, None], results))
 
 
 def _stop_if_asked() -> None:

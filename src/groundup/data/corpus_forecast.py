@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from groundup.data.corpus import Corpus
 from groundup.data.corpus_build import Settings, block_bytes, files_of, make_job, processes_for
 from groundup.data.corpus_clean import Job, clean_rows, describe
 from groundup.data.encodings import is_binary
-from groundup.data.source_blocks import Block, cut, is_document
+from groundup.data.source_blocks import cut, is_document
 from groundup.data.source_rows import read_rows
 from groundup.data.sources import Source, SourceFile, find_files
 from groundup.data.splits import SPLITS
@@ -105,6 +105,9 @@ class _Sampled:
     bytes: int = 0
     longest: int = 0
     cpu_s: float = 0.0
+    whole: bool = False
+    """Whether the sample is all there is."""
+    text_bytes: int = 0
     texts: list[str] = field(default_factory=list)
     exact: set[tuple[int, int]] = field(default_factory=set)
     split: str | None = None
@@ -112,7 +115,7 @@ class _Sampled:
     @property
     def scale(self) -> float:
         """By how much the sample is smaller than the source."""
-        return self.total_bytes / max(1, self.read_bytes)
+        return 1.0 if self.whole else self.total_bytes / max(1, self.read_bytes)
 
 
 def forecast(settings: Settings) -> Forecast:
@@ -145,7 +148,10 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
     sampled = _Sampled(total_bytes=sum(file.size for file in own), split=source.split)
     if own and is_document(own[0], source):
         sampled.longest = max(file.expected_bytes() for file in own)
-    for block in _blocks(settings, own):
+    chosen = _choose(own)
+    for block in cut(settings.sources, chosen, 1 << 20):
+        if sampled.read_bytes >= SAMPLE_BYTES:
+            break
         began = time.process_time()
         summary, cleaned = clean_rows(job, block)
         records, _ = describe(job, block, cleaned)
@@ -154,8 +160,8 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
         sampled.rows += summary.rows
         for text, record in zip(cleaned.texts, records, strict=True):
             _count(sampled, text, tuple(record["exact"].tolist()), int(record["bytes"]), settings)
-        if sampled.read_bytes >= SAMPLE_BYTES:
-            break
+    else:
+        sampled.whole = len(chosen) == len(own)
     return sampled
 
 
@@ -166,15 +172,15 @@ def _count(sampled: _Sampled, text: str, exact: tuple[int, int], size: int, sett
     sampled.documents += 1
     sampled.bytes += size
     sampled.longest = max(sampled.longest, size)
-    if sum(map(len, sampled.texts)) < _SAMPLE_TEXTS // len(settings.sources):
+    if sampled.text_bytes < _SAMPLE_TEXTS // len(settings.sources):
+        sampled.text_bytes += size
         sampled.texts.append(text)
 
 
-def _blocks(settings: Settings, files: list[SourceFile]) -> Iterator[Block]:
-    """Small blocks of a source's files; of many files, an even choice of them."""
+def _choose(files: list[SourceFile]) -> list[SourceFile]:
+    """The files to take a sample from: of many small ones, an even choice."""
     total = sum(file.size for file in files)
-    step = max(1, total // SAMPLE_BYTES) if len(files) > 64 else 1
-    return cut(settings.sources, files[::step], 1 << 20)
+    return files[:: max(1, total // SAMPLE_BYTES)] if len(files) > 64 else files
 
 
 def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def detect(head: bytes, *, whole: bool = False) -> str | None:
     wide = _utf_16(sample)
     if wide is not None:
         return wide
-    if b"\0" not in head and _reads_as_chinese(sample) and _decodes(head, "gb18030", whole):
+    if b"\0" not in head and _reads_as_chinese(_from_first_high_byte(head)) and _decodes(head, "gb18030", whole):
         return "gb18030"
     return None
 
@@ -97,6 +97,12 @@ def _is_common(code: int) -> bool:
         or 0xAC00 <= code < 0xD7A4  # Hangul
         or 0xFF01 <= code < 0xFF5F  # full-width forms
     )
+
+
+def _from_first_high_byte(head: bytes) -> bytes:
+    """The part of the bytes that says something: a long text may begin with plain ASCII."""
+    start = len(head) - len(head.lstrip(bytes(range(128))))
+    return head[start : start + (1 << 14)]
 
 
 def _reads_as_chinese(sample: bytes) -> bool:

@@ -27,6 +27,9 @@ LONGEST_ROW = 64 << 20
 """Bytes that one row or one document may have; more is a mistake, not a document."""
 FILES_PER_BLOCK = 512
 
+_Piece = tuple[int, int, bytes | None, int]
+"""Start and stop in the (unpacked) file, the bytes if they were read, and the stored bytes it accounts for."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -150,8 +153,7 @@ def _ranges(file: SourceFile, source: Source, block_bytes: int) -> Iterator[Bloc
         carried = bool(file.packing) or wide
     else:
         pieces, carried = _jump(file, skip, source.document == "paragraph", block_bytes), False
-    for start, stop, data in pieces:
-        size = (stop - start) if not file.packing else round((stop - start) * file.size / max(1, file.expected_bytes()))
+    for start, stop, data, size in pieces:
         yield _filled(base, start, stop, data if carried else None, lead if start == skip else 0, size)
 
 
@@ -181,7 +183,7 @@ def _header(file: SourceFile, source: Source, head: bytes, encoding: str) -> tup
     return tuple(name.strip() for name in names), len(raw)
 
 
-def _jump(file: SourceFile, start: int, paragraphs: bool, block_bytes: int) -> Iterator[tuple[int, int, bytes | None]]:
+def _jump(file: SourceFile, start: int, paragraphs: bool, block_bytes: int) -> Iterator[_Piece]:
     """Byte ranges of whole lines or paragraphs of a plain file, found without reading what lies between."""
     with file.open() as stream:
         while start < file.size:
@@ -190,7 +192,7 @@ def _jump(file: SourceFile, start: int, paragraphs: bool, block_bytes: int) -> I
             while paragraphs and _read_line(stream, file).strip():
                 pass
             stop = min(stream.tell(), file.size)
-            yield start, stop, None
+            yield start, stop, None, stop - start
             start = stop
 
 
@@ -210,24 +212,25 @@ def too_long(name: str) -> DataError:
 
 def _scan(
     file: SourceFile, recode: str, start: int, quoted: bool, paragraphs: bool, block_bytes: int
-) -> Iterator[tuple[int, int, bytes | None]]:
-    """Pieces of whole rows of a file that must be read through, as (start, stop, bytes)."""
-    with file.open() as stream:
+) -> Iterator[_Piece]:
+    """Pieces of whole rows of a file that must be read through."""
+    stream, taken = file.open_counted()
+    with stream:
         chunks = _recoded(stream, recode) if recode else iter(lambda: stream.read(1 << 20), b"")
-        held, position, to_skip = bytearray(), start, start
+        held, position, to_skip, counted = bytearray(), start, start, 0
         for chunk in chunks:
             drop = min(to_skip, len(chunk))
             to_skip -= drop
             held += chunk[drop:]
             end = _last_row_end(held, quoted, paragraphs) if len(held) >= block_bytes else 0
             if end:
-                yield position, position + end, bytes(held[:end])
-                position += end
+                yield position, position + end, bytes(held[:end]), taken() - counted
+                position, counted = position + end, taken()
                 del held[:end]
             elif len(held) > LONGEST_ROW + block_bytes:
                 raise too_long(file.name)
         if held:
-            yield position, position + len(held), bytes(held)
+            yield position, position + len(held), bytes(held), file.size - counted
 
 
 def _recoded(stream: IO[bytes], encoding: str) -> Iterator[bytes]:

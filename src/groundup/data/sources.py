@@ -14,10 +14,10 @@ import os
 import re
 import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Any, Literal, cast
 
 import zstandard
 from pydantic import Field, field_validator
@@ -121,6 +121,10 @@ class SourceFile:
 
     def open(self) -> IO[bytes]:
         """The unpacked bytes as a stream. Raises DataError if the file cannot be opened."""
+        return self.open_counted()[0]
+
+    def open_counted(self) -> tuple[IO[bytes], Callable[[], int]]:
+        """The unpacked bytes as a stream, and a function that tells how many stored bytes it has taken."""
         try:
             return self._open()
         except OSError as error:
@@ -128,17 +132,21 @@ class SourceFile:
         except zipfile.BadZipFile as error:
             raise DataError(f"{self.name!r} is no zip archive ({error})") from error
 
-    def _open(self) -> IO[bytes]:
+    def _open(self) -> tuple[IO[bytes], Callable[[], int]]:
+        if self.packing == "zip":
+            member = zipfile.ZipFile(self.path).open(self.member)  # noqa: SIM115 - the caller closes it
+            return member, member.tell
+        raw = open(self.path, "rb")  # noqa: SIM115 - the stream made of it owns and closes it
         match self.packing:
             case "gzip":
-                return cast(IO[bytes], gzip.open(self.path, "rb"))
+                stream: Any = gzip.GzipFile(fileobj=raw)
+                stream.myfileobj = raw  # closed with the stream
             case "zstd":
-                raw = open(self.path, "rb")  # noqa: SIM115 - the stream owns it and closes it
-                stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
-                return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream), 1 << 18))
-            case "zip":
-                return zipfile.ZipFile(self.path).open(self.member)
-        return open(self.path, "rb")
+                unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
+                stream = io.BufferedReader(cast(io.RawIOBase, unpacked), 1 << 18)
+            case _:
+                stream = raw
+        return stream, raw.tell
 
     def expected_bytes(self) -> int:
         """Unpacked size, estimated for packed files from how well text usually packs."""
@@ -151,14 +159,13 @@ def find_files(source: Source, index: int = 0) -> list[SourceFile]:
 
     Raises DataError for a path without matches, and for one that cannot be read or told a kind.
     """
-    # A pattern that begins with `**` holds wherever the files lie, also outside the current folder.
-    left_out = [_expression(p if p.startswith("**") else expand(p)) for p in source.exclude]
+    left_out = [_Exclusion(pattern) for pattern in source.exclude]
     found: dict[str, SourceFile] = {}
     for pattern in source.paths:
-        matches = [path for path in _matches(pattern, source.kind) if not _is_excluded(path, left_out)]
+        names = _Names(pattern)
+        matches = [p for p in _matches(pattern, source.kind) if not any(out.covers(p, names.top) for out in left_out)]
         if not matches:
             raise DataError(f"no file matches {pattern!r}", fix=_why_none(pattern, source))
-        names = _Names(pattern)
         for path in matches:
             for file in _describe(path, names, source, index):
                 found.setdefault(f"{file.path}\0{file.member}", file)
@@ -297,8 +304,19 @@ def _below(path: str, root: str) -> str:
     return path[len(root) :].lstrip(os.sep)
 
 
-def _is_excluded(path: str, patterns: list[re.Pattern[str]]) -> bool:
-    return any(pattern.match(path) for pattern in patterns)
+class _Exclusion:
+    """A glob of files and folders to leave out.
+
+    One that begins with `**` holds below the fixed part of each path, wherever that lies.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.anywhere = pattern.startswith("**")
+        self.expression = _expression(pattern if self.anywhere else expand(pattern))
+
+    def covers(self, path: str, root: str) -> bool:
+        """Whether a file found below `root`, or a folder it lies in, is left out."""
+        return self.expression.match(_below(path, root) if self.anywhere else path) is not None
 
 
 def _expression(pattern: str) -> re.Pattern[str]:

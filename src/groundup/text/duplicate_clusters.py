@@ -132,10 +132,12 @@ def duplicates(pairs: Ids, rank: NDArray[np.int64], likeness: Likeness, threshol
     Within a cluster documents are taken by `rank` (of all documents; the lowest first, equal ones by
     number), and one is dropped if it is alike to one that has been kept.
     """
+    if len(pairs) == 0:
+        return np.empty((0, 2), np.int64)
     members, label = clusters(pairs)
     order = np.lexsort((members, rank[members], label))
     bounds = np.flatnonzero(np.diff(label[order], prepend=-1))
-    dropped: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
+    dropped: list[Ids] = []
     for begin, end in zip(bounds, np.append(bounds[1:], len(order)), strict=True):
         dropped.append(_dropped(members[order[begin:end]], likeness, threshold))
     return np.concatenate(dropped)

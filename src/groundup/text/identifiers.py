@@ -55,7 +55,7 @@ _CARD_LENGTHS = {
 _PHONES = re.compile(
     _ALONE + r"(?:"
     r"(?:\+?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}"  # Chinese mobile
-    r"|(?:\+?86[ -]?)?\(?0(?:10|2[0-9]|[3-9]\d{2})\)?[ -]\d{7,8}"  # Chinese landline with area code
+    r"|(?:\+?86[ -]?)?(?:0(?:10|2\d|[3-9]\d{2})[ -]|\(0(?:10|2\d|[3-9]\d{2})\) ?)\d{7,8}"  # Chinese landline with area code
     r"|\+\d{8,15}|\+[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]\d{2,8}){1,4}"  # international
     r"|(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ -])[2-9]\d{2}[ -]\d{4}"  # North American
     r")" + _ENDS

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from groundup.config import Section
 
@@ -30,6 +32,12 @@ class Normalise(Section):
     """Turn full-width letters, digits, signs and spaces into ASCII (`half`), or the reverse (`full`)."""
     trailing_space: Literal["strip", "keep"] = "strip"
     """Spaces at the ends of lines, and empty lines at both ends of a document."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.unicode == "nfkc" and self.width == "full":
+            raise ValueError("`unicode: nfkc` makes letters half-width and `width: full` undoes it; use `unicode: nfc`")
+        return self
 
 
 def normalise(text: str, how: Normalise) -> tuple[str, list[str]]:
