@@ -50,6 +50,7 @@ class Log:
     def figures(self, step: int, figures: dict[str, float]) -> None:
         """Add one line to `metrics.jsonl`. Steps are counted from 1: after the first update it is 1."""
         self.metrics.write(json.dumps({"step": step} | figures) + "\n")
+        self.metrics.flush()
         for sink in self.sinks:
             sink.write(step, figures)
 

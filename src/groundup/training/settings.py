@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
@@ -99,8 +99,3 @@ class TrainingSection(StageSection):
 def rounded_batch(batch_tokens: int, row_tokens: int) -> int:
     """The rows of a batch of about `batch_tokens`: rounded down, at least one."""
     return max(1, batch_tokens // row_tokens)
-
-
-def smoothing_free(section: Any) -> Any:
-    """A task's section without label smoothing, for validation: a smoothed loss is not comparable."""
-    return section.model_copy(update={"label_smoothing": 0.0}) if hasattr(section, "label_smoothing") else section
