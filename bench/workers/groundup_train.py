@@ -1,4 +1,4 @@
-"""groundup's own training loop, `training/loop.py`, with its loader, task and optimizer: nothing rewritten.
+"""groundup as its `pretrain` stage puts it together: loader, task, optimizer and loop; nothing rewritten.
 
 Only the reporter is the benchmark's: the loop tells it of each finished step, and it paces the loop.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pace import Pace, read_job
 
 
@@ -53,14 +52,21 @@ class Specials:
     pad_id: int = 0
 
 
-def settings_of(job: dict[str, Any]):
+def section_of(job: dict[str, Any], model: Any):
+    """The section of a recipe that asks for this job."""
+    from groundup.stages.pretrain import Config
+    from groundup.tasks import language_modeling
     from groundup.training.optimizers import AdamW
     from groundup.training.schedules import Constant
-    from groundup.training.settings import TrainingSection
 
     chosen = {key: job["optimizer"][key] for key in ("lr", "betas", "eps", "weight_decay")}
-    return TrainingSection(
+    return Config(
+        data="shared",
+        tokenizer="shared",
+        task=language_modeling.Config(),
+        model=model,
         seed=job["seed"],
+        batch_tokens=job["batch_rows"] * job["context"],
         optimizer=AdamW(**chosen),
         schedule=Constant(warmup=0),
         grad_clip=job["optimizer"]["grad_clip"],
@@ -76,43 +82,27 @@ def main() -> None:
     began = time.perf_counter()
     job = read_job(sys.argv[1])
     import groundup
-    from groundup import catalog
     from groundup.checkpoints import hugging_face
-    from groundup.data.loader import Loader
-    from groundup.tasks import language_modeling
+    from groundup.stages._pretraining import Assembly, Material
     from groundup.training import choices as choosing
     from groundup.training.log import Log
-    from groundup.training.loop import Job, train
-    from groundup.training.objective import Objective
+    from groundup.training.loop import train
 
-    settings = settings_of(job)
-    choices = dataclasses.replace(choosing.begin(settings), precision=settings.precision, compile=settings.compile)
-    network = hugging_face.load(Path(job["weights"]), head="language").to(job["device"])
-    model = catalog.load("models", network.config.name)
-    task = language_modeling.Task(language_modeling.Config(), Specials(), job["context"])
-    loader = Loader(
-        task.rows(TokenFile(job["tokens"]), job["seed"]), task.collate, job["seed"], job["batch_rows"], workers=1
-    )
+    start = hugging_face.load(Path(job["weights"]), head="language")
+    section = section_of(job, start.config)
+    choices = dataclasses.replace(choosing.begin(section), precision=section.precision, compile=section.compile)
+    material = Material(Specials(), TokenFile(job["tokens"]), vocab_size=job["vocab_size"])
+    assembly = Assembly(section, material, choices, planned_steps=10**6)
+    assembly.network.load_state_dict(start.state_dict())
+    work = assembly.job()
     expected = np.load(job["order"])[: job["batch_rows"]]
-    assert (loader.micro_batch(0, 0)[1] == expected).all(), "the rivals were given another order of rows"
-    tokens = job["batch_rows"] * job["context"]
-    work = Job(
-        network=network,
-        objective=Objective(
-            loss=task.loss, held_out=task.loss, counts=lambda batch: {"loss": int((batch["labels"] >= 0).sum())}
-        ),
-        loader=loader,
-        steps=10**6,
-        batch_tokens=tokens,
-        flops_per_step=3 * model.flops_per_token(network.config, job["context"]) * tokens,
-    )
+    assert (work.loader.micro_batch(0, 0)[1] == expected).all(), "the rivals were given another order of rows"
     scratch = Path(job["scratch"])
     pace = Pace(job, began)
     log = Log(scratch / "log", [], name="bench")
-    pace.ready(parameters=sum(p.numel() for p in network.parameters()), version=groundup.__version__)
-    train(work, settings, choices, state=scratch / "state", reporter=Paced(pace), log=log)
+    pace.ready(parameters=sum(p.numel() for p in assembly.network.parameters()), version=groundup.__version__)
+    train(work, section, choices, state=scratch / "state", reporter=Paced(pace), log=log)
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main()
