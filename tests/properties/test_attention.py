@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from groundup.nn.attention import Bidirectional, Cached, Causal, Documents, for_batch
+from groundup.nn.attention import Bidirectional, Cached, Causal, Documents, for_batch, scaled_dot_product
 from groundup.nn.kv_cache import KeyValueCache
 from groundup.nn.positions import Rotary, rotate, sinusoids
 
@@ -59,6 +60,24 @@ def test_documents_see_only_themselves(
     documents = torch.tensor([sorted(data.draw(rows)) for _ in range(shape[0])], dtype=torch.int32)
     seen = documents[:, :, None] == documents[:, None, :]
     close(Documents(documents, causal)(q, k, v, 0), by_hand(q, k, v, seen.tril() if causal else seen))
+
+
+@pytest.mark.parametrize("length", [128, 129, 300, 512])
+@pytest.mark.parametrize("packed", [False, True])
+def test_long_causal_rows_worked_in_blocks_equal_the_whole_square(length: int, packed: bool) -> None:
+    tensors = [tensor.double().requires_grad_() for tensor in heads((2, length, (4, 2)))]
+    q, k, v = tensors
+    documents = (torch.arange(length) // (100 if packed else length)).expand(2, -1)
+    seen = (documents[:, :, None] == documents[:, None, :]).tril()
+    mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, float("-inf"))
+    whole = scaled_dot_product(q, k, v, mask=mask[:, None])
+    ours = (Documents(documents, True, torch.float64) if packed else Causal())(q, k, v, 0)
+    torch.testing.assert_close(ours, whole)
+    direction = torch.randn_like(whole)
+    for one, other in zip(
+        torch.autograd.grad(ours, tensors, direction), torch.autograd.grad(whole, tensors, direction), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 @quick

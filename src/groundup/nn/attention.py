@@ -24,6 +24,9 @@ HIDDEN = -1e30
 """What is added to the score of a pair that may not look at each other. Finite, so that a row made of
 nothing but padding gives numbers instead of NaN, and small enough that its share is exactly zero."""
 
+QUERY_BLOCK = 128
+"""Queries worked on at once in a causal row on a CPU; the best of 64, 128 and 256 at 256 to 512 tokens."""
+
 
 class Attend(Protocol):
     """What a backbone calls in each layer: (B,T,H,K), (B,T,G,K) twice and the layer give (B,T,H,K)."""
@@ -37,7 +40,7 @@ class Causal:
     """Each token sees itself and all before it in its row."""
 
     def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
-        return scaled_dot_product(q_BTHK, k_BTGK, v_BTGK, causal=True, dropout=dropout)
+        return attend_causally(q_BTHK, k_BTGK, v_BTGK, dropout=dropout)
 
 
 class Bidirectional:
@@ -62,9 +65,11 @@ class Documents:
         if causal:
             length = document_ids_BT.shape[1]
             seen_BTT = seen_BTT & torch.ones(length, length, dtype=torch.bool, device=document_ids_BT.device).tril()
-        self.mask = additive(seen_BTT[:, None], dtype)
+        self.mask, self.causal = additive(seen_BTT[:, None], dtype), causal
 
     def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        if self.causal:
+            return attend_causally(q_BTHK, k_BTGK, v_BTGK, mask=self.mask, dropout=dropout)
         return scaled_dot_product(q_BTHK, k_BTGK, v_BTGK, mask=self.mask, dropout=dropout)
 
 
@@ -92,7 +97,9 @@ class Cached:
         self.cache.write(layer, self.rows, self.positions_BT, k_BTGK, v_BTGK)
         k_BGSK, v_BGSK = self.cache.read(layer, self.rows, self.seen)
         k_BSGK, v_BSGK = k_BGSK.transpose(1, 2), v_BGSK.transpose(1, 2)
-        return scaled_dot_product(q_BTHK, k_BSGK, v_BSGK, mask=self.mask, causal=self.causal, dropout=dropout)
+        if self.causal:
+            return attend_causally(q_BTHK, k_BSGK, v_BSGK, dropout=dropout)
+        return scaled_dot_product(q_BTHK, k_BSGK, v_BSGK, mask=self.mask, dropout=dropout)
 
 
 def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype = torch.float32) -> Attend:
@@ -111,6 +118,33 @@ def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype =
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask of the same shape to add to scores: 0 where `seen`, HIDDEN elsewhere."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, HIDDEN)
+
+
+def attend_causally(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Attention of each token to itself and those before it; a given mask is causal itself.
+
+    torch's kernel for CPUs multiplies the whole square of rows up to 512 tokens and hides half of it
+    after. There, long rows are worked through in blocks of queries with the keys up to the block's
+    end, which takes 0.7 of the time, forward and backward, at 512 tokens.
+    """
+    length = q_BTHK.shape[1]
+    if q_BTHK.device.type != "cpu" or length <= QUERY_BLOCK:
+        return scaled_dot_product(q_BTHK, k_BTGK, v_BTGK, mask=mask, causal=mask is None, dropout=dropout)
+    blocks = []
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
+        seen = _upto(start, end, q_BTHK) if mask is None else mask[..., start:end, :end]
+        q, k, v = q_BTHK[:, start:end], k_BTGK[:, :end], v_BTGK[:, :end]
+        blocks.append(scaled_dot_product(q, k, v, mask=seen, dropout=dropout))
+    return torch.cat(blocks, dim=1)
+
+
+def _upto(start: int, end: int, like: Tensor) -> Tensor:
+    """The causal mask of queries `start` to `end` over all keys before `end`, to add to scores."""
+    keys, queries = torch.arange(end, device=like.device), torch.arange(start, end, device=like.device)
+    return additive(keys <= queries[:, None], like.dtype)
 
 
 def scaled_dot_product(
