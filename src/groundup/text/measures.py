@@ -87,7 +87,7 @@ def _script(piece: str) -> str:
 def report(tokenizer: Tokenizer, held_out: Usage, training: Usage) -> dict[str, Any]:
     """The figures of a report: `held_out` text for what a token holds, `training` text for what is used."""
     own = {number: token for token, number in tokenizer.vocabulary().items() if number not in tokenizer.special_ids}
-    unused = sorted(number for number in own if not training.by_token[number])
+    unused = [number for number in own if not training.by_token[number]]
     scripts = {script: c["bytes"] / c["tokens"] for script, c in held_out.by_script.items() if c["tokens"]}
     used = (len(own) - len(unused)) / len(own) if own else 0.0
     return {
@@ -98,7 +98,7 @@ def report(tokenizer: Tokenizer, held_out: Usage, training: Usage) -> dict[str, 
         "unknown_rate": held_out.unknown / held_out.tokens if held_out.tokens else 0.0,
         "vocabulary_used": used,
         "entries_never_used": len(unused),
-        "never_used": [tokenizer.spelling(number) for number in unused[:NEVER_USED]],
+        "never_used": _longest_first(map(tokenizer.spelling, unused))[:NEVER_USED],
         "longest_tokens": _longest(tokenizer, own, training),
         "measured_on": {
             "bytes": held_out.bytes,
@@ -110,9 +110,13 @@ def report(tokenizer: Tokenizer, held_out: Usage, training: Usage) -> dict[str, 
 
 
 def _longest(tokenizer: Tokenizer, own: dict[int, str], training: Usage) -> list[dict[str, Any]]:
-    spelled = ((tokenizer.spelling(number), number) for number in own)
-    ranked = sorted(spelled, key=lambda item: (-len(item[0]), item[0]))[:LONGEST]
-    return [{"token": text, "characters": len(text), "used": training.by_token[number]} for text, number in ranked]
+    spelled = {tokenizer.spelling(number): number for number in own}
+    longest = _longest_first(spelled)[:LONGEST]
+    return [{"token": text, "characters": len(text), "used": training.by_token[spelled[text]]} for text in longest]
+
+
+def _longest_first(texts: Iterable[str]) -> list[str]:
+    return sorted(texts, key=lambda text: (-len(text), text))
 
 
 def markdown(figures: dict[str, Any], title: str) -> str:

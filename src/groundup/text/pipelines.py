@@ -7,6 +7,7 @@ character. What is built here is what `tokenizer.json` holds, so transformers cu
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,12 +97,12 @@ def bert_pipeline(vocab: Path, *, lowercase: bool | None = None) -> Tokenizer:
 
     `lowercase` unless given follows the vocabulary: one without a capital letter was made lower-cased.
     """
-    entries = [line.rstrip("\r\n") for line in vocab.open(encoding="utf-8")]
+    # Not splitlines: entries such as U+2028 count as line ends there.
+    entries = vocab.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
     ids = {entry: position for position, entry in enumerate(entries) if entry}
     if "[UNK]" not in ids:
         raise ValueError(f"{vocab.name} has no line [UNK], so it is no BERT vocabulary")
-    plain = (entry for entry in ids if not entry.startswith("["))
-    lower = lowercase if lowercase is not None else not any(entry != entry.lower() for entry in plain)
+    lower = lowercase if lowercase is not None else not ids.keys() & set(string.ascii_uppercase)
     engine = _bert(lower)
     engine.model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100)
     return finish(engine, "wordpiece") if {"[CLS]", "[SEP]", "[PAD]", "[MASK]"} <= ids.keys() else engine

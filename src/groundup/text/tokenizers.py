@@ -112,6 +112,8 @@ class Tokenizer:
         names = {f"{role}_token": token for role, token in self.specials.named().items()}
         kept = {"model_max_length": NO_LIMIT, **self._config}
         config = kept | names | {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if self.specials.cls is not None:
+            config.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
         config["added_tokens_decoder"] = _describe_added(self._engine)
         if model_max_length is not None:
             config["model_max_length"] = model_max_length

@@ -40,16 +40,21 @@ def learn(
     counts = _occurrences(seeds, read, specials)
     letters = {token for token in counts if len(token) == 1}
     target = pieces - len(specials)
-    scores = _scores(counts, letters)
+    scores = _scores(counts)
     while len(scores) > target:
         engine.model = _model(scores, specials)
-        counts = _count(engine, read)
-        scores = _scores({piece: counts.get(piece, 0) for piece in scores}, letters)
+        counts = _used(scores, engine, read)
         keep = max(target, int(len(scores) * SHRINK))
-        scores = _scores({piece: counts.get(piece, 0) for piece in _best(scores, counts, keep, letters)}, letters)
+        kept = _best(_scores(counts), counts, keep, letters)
+        scores = _scores({piece: counts[piece] for piece in kept})
     engine.model = _model(scores, specials)
+    return _model(_scores(_used(scores, engine, read)), specials)
+
+
+def _used(scores: dict[str, float], engine: Tokenizer, read: Callable[[], Iterator[str]]) -> dict[str, int]:
+    """How often each piece is used under the engine's model; 0 for those that are not."""
     counts = _count(engine, read)
-    return _model(_scores({piece: counts.get(piece, 0) for piece in scores}, letters), specials)
+    return {piece: counts.get(piece, 0) for piece in scores}
 
 
 def _occurrences(seeds: Tokenizer, read: Callable[[], Iterator[str]], specials: list[str]) -> dict[str, int]:
@@ -72,21 +77,20 @@ def _count(engine: Tokenizer, read: Callable[[], Iterator[str]]) -> dict[str, in
     return {names[int(number)]: int(totals[number]) for number in np.flatnonzero(totals)}
 
 
-def _scores(counts: dict[str, int], letters: set[str]) -> dict[str, float]:
-    """Log-probabilities of the pieces that are used; every byte keeps one, however rare."""
-    used = {piece: count for piece, count in counts.items() if count > 0 or piece in letters}
-    total = math.log(sum(used.values()) or 1)
-    return {piece: math.log(max(count, 0.5)) - total for piece, count in used.items()}
+def _scores(counts: dict[str, int]) -> dict[str, float]:
+    """Log-probabilities of the pieces; one that is not used keeps half a count, so that it can be."""
+    total = math.log(sum(counts.values()) or 1)
+    return {piece: math.log(max(count, 0.5)) - total for piece, count in counts.items()}
 
 
 def _best(scores: dict[str, float], counts: dict[str, int], keep: int, letters: set[str]) -> list[str]:
     """The `keep` pieces whose absence would cost the text's likelihood most, and all bytes."""
     worth = {
-        piece: counts.get(piece, 0) * (score - _without(piece, scores))
+        piece: counts[piece] * (score - _without(piece, scores))
         for piece, score in scores.items()
         if piece not in letters
     }
-    ranked = sorted(worth, key=lambda piece: (-worth[piece], piece))
+    ranked = sorted(worth, key=lambda piece: (-worth[piece], -scores[piece], len(piece), piece))
     return sorted(letters) + ranked[: keep - len(letters)]
 
 

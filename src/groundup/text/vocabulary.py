@@ -38,6 +38,8 @@ MEMORY_FLOOR = 300 << 20
 """What Python, the library and a corpus being read take by themselves."""
 MEMORY_PER_SYMBOL = 128
 """Memory of the trainers for each byte of distinct pieces, with room for a table that doubles."""
+LEAST_ROOM = 1 << 18
+"""Bytes of distinct pieces that are read however little memory is allowed."""
 _PIECES = re.compile(rf"[^\w\s]?[^\W\d_]{{1,{LONGEST_PIECE}}}|[^\w\s]{{1,{LONGEST_PIECE}}}|\s{{2,{LONGEST_PIECE}}}")
 _HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _WORDS = re.compile(rf"[^\W\d_{_HAN}]{{1,100}}")
@@ -117,7 +119,7 @@ def too_large(wish: Wish, found: int) -> TooLarge:
 def survey_texts(wish: Wish, texts: Texts, engine: Tokenizer, progress: Progress) -> Survey:
     """Read text until a limit is met: `sample_bytes` of it, or distinct pieces that fill `memory_bytes`."""
     found = Survey()
-    room = max(1 << 20, (wish.memory_bytes - MEMORY_FLOOR) // MEMORY_PER_SYMBOL)
+    room = max(LEAST_ROOM, (wish.memory_bytes - MEMORY_FLOOR) // MEMORY_PER_SYMBOL)
     pattern = _WORDS if wish.kind == "wordpiece" else _PIECES
     pieces: set[str] = set()
     distinct = 0
