@@ -84,7 +84,7 @@ class FromFolder:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         options: list[JsonSchemaValue] = []
         for name in catalog.names(self.folder):
-            section = catalog.load(self.folder, name).Config.model_json_schema()
+            section = _schema_of(catalog.load(self.folder, name).Config)
             section.setdefault("properties", {})["name"] = {"const": name}
             section["required"] = ["name", *section.get("required", [])]
             options.append(section)
@@ -112,10 +112,26 @@ class OneOf:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         options: list[JsonSchemaValue] = []
         for section in self.sections.values():
-            option = section.model_json_schema()
+            option = _schema_of(section)
             option["required"] = ["name", *option.get("required", [])]
             options.append(option)
         return {"anyOf": [{"enum": self.names()}, *options]}
+
+
+def _schema_of(section: type[BaseModel]) -> JsonSchemaValue:
+    """The JSON Schema of a section, inner sections written out: what it becomes part of has none of its `$defs`."""
+    schema = section.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def written_out(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+            whole = {**definitions[name], **node} if name in definitions else node
+            return {key: written_out(value) for key, value in whole.items() if key != "$ref" or name not in definitions}
+        return [written_out(item) for item in node] if isinstance(node, list) else node
+
+    found: JsonSchemaValue = written_out(schema)
+    return found
 
 
 @dataclass(frozen=True)
