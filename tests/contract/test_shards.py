@@ -21,7 +21,7 @@ from groundup.artifact import Store
 from groundup.data import shards
 from groundup.data.corpus import Corpus
 from groundup.data.shards import Shards, open_or_build
-from groundup.errors import ArtifactError, DataError, Interrupted, StageFailed
+from groundup.errors import ArtifactError, DataError, Interrupted, MissingExtra, StageFailed
 from groundup.progress import Reporter
 
 MakeCorpus = Callable[[dict[str, list[str]]], Corpus]
@@ -51,6 +51,10 @@ def broken(document: dict[str, Any]) -> dict[str, list[int]]:
 
 def changing(document: dict[str, Any]) -> dict[str, list[int]]:
     return {"input_ids": [1], document["text"]: [2]}
+
+
+def needing_more(document: dict[str, Any]) -> dict[str, list[int]]:
+    raise MissingExtra("jieba", "zh", needed_for="whole-word masking")
 
 
 def deadly(document: dict[str, Any]) -> dict[str, list[int]]:
@@ -147,6 +151,12 @@ def test_errors_of_encode_arrive_and_leave_nothing(
         build(make_corpus({"train": TEXTS}), broken, processes=processes)
     assert caught.value.where == "train:2" and caught.value.fix == "leave it out"
     assert not list((Store().root / "drafts").iterdir()) and not (Store().root / "shards").exists()
+
+
+def test_an_error_that_cannot_travel_is_quoted(make_corpus: MakeCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SMALL_BYTES", 0)
+    with pytest.raises(StageFailed, match="the package 'jieba', which is not installed"):
+        build(make_corpus({"train": TEXTS}), needing_more, processes=2)
 
 
 def test_columns_may_not_change(make_corpus: MakeCorpus) -> None:

@@ -8,9 +8,9 @@ time, so memory is a few items however long the stream.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import traceback
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from groundup.errors import StageFailed
@@ -66,7 +67,7 @@ class _Worker:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, pickle.dumps(function)), daemon=True)
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
         with _without_main(function):
             self.process.start()
         theirs.close()
@@ -105,11 +106,10 @@ class _Worker:
         return StageFailed(what, fix="most often memory ran out: run with fewer processes, or on a larger machine")
 
 
-def _serve(pipe: Connection, pickled: bytes) -> None:
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """The life of a worker: answer items until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    function = pickle.loads(pickled)
     while True:
         try:
             item = pipe.recv()
@@ -123,15 +123,21 @@ def _serve(pipe: Connection, pickled: bytes) -> None:
             pipe.send(answer)
         except OSError:
             return
+        except Exception as error:  # what came out cannot be sent
+            pipe.send((False, _quoted(error)))
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception itself if it survives pickling, else a StageFailed that quotes it."""
+    """The exception itself if it can be put together again elsewhere, else a StageFailed that quotes it."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.copy(error)  # takes it apart and together as sending does
     except Exception:
-        return StageFailed("a worker process failed:\n" + "".join(traceback.format_exception(error)))
+        return _quoted(error)
     return error
+
+
+def _quoted(error: Exception) -> StageFailed:
+    return StageFailed("a worker process failed:\n" + "".join(traceback.format_exception(error)))
 
 
 @contextmanager
@@ -143,7 +149,7 @@ def _without_main(function: Callable[[Any], Any]) -> Iterator[None]:
     was defined in it.
     """
     main = sys.modules["__main__"]
-    if b"__main__" in pickle.dumps(function):
+    if b"__main__" in bytes(ForkingPickler.dumps(function)):
         yield
         return
     sys.modules["__main__"] = types.ModuleType("__main__")
