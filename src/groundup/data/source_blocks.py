@@ -117,7 +117,7 @@ def open_parquet(file: SourceFile) -> pq.ParquetFile:
     except OSError as error:
         raise broken_file(file, error) from error
     except pa.ArrowInvalid as error:
-        raise DataError(f"{file.name!r} is no Parquet file ({error})") from error
+        raise DataError(f"{file.name!r} is no Parquet file ({error})", fix="check `kind`, or fetch it again") from error
 
 
 def _row_groups(file: SourceFile, block_bytes: int) -> Iterator[Block]:

@@ -170,10 +170,19 @@ def _json_rows(
         if not isinstance(value, dict):
             yield Row(0, number, "", "not a JSON object")
             continue
-        texts = [_text_of(_reach(value, path)) for path in fields]
-        bad = next((_field_reason(_reach(value, p), p) for t, p in zip(texts, fields, strict=True) if t is None), "")
-        joined = texts[0] if len(texts) == 1 else "\n".join(t for t in texts if t is not None)
-        yield Row(0, number, joined or "", bad, tuple(_reach(value, path) for path in extras))
+        joined, bad = _joined([_reach(value, path) for path in fields], fields)
+        yield Row(0, number, joined, bad, tuple([_reach(value, path) for path in extras]))
+
+
+def _joined(values: Sequence[Any], fields: Sequence[tuple[str, ...]]) -> tuple[str, str]:
+    """The text of the fields of a row, or an empty text and what is wrong with it."""
+    if len(values) == 1 and isinstance(values[0], str):
+        return values[0], ""
+    texts = [_text_of(value) for value in values]
+    for value, text, path in zip(values, texts, fields, strict=True):
+        if text is None:
+            return "", _field_reason(value, path)
+    return "\n".join(text for text in texts if text is not None), ""
 
 
 def _json_reason(error: Exception, line: str, number: int) -> str:
@@ -191,10 +200,12 @@ def _field_paths(source: Source) -> list[tuple[str, ...]]:
 
 def _reach(value: dict[str, Any], path: tuple[str, ...]) -> Any:
     """The value at a dotted path, or None; a key that itself contains the dots is found as well."""
+    if len(path) == 1:
+        return value.get(path[0])
     found: Any = value
     for key in path:
         if not isinstance(found, dict) or key not in found:
-            return value.get(".".join(path)) if len(path) > 1 else None
+            return value.get(".".join(path))
         found = found[key]
     return found
 
@@ -202,9 +213,10 @@ def _reach(value: dict[str, Any], path: tuple[str, ...]) -> Any:
 def _text_of(value: Any) -> str | None:
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return "\n".join(value)
-    return None
+    try:
+        return "\n".join(value) if isinstance(value, list) and value else None
+    except TypeError:  # an item that is no text
+        return None
 
 
 def _field_reason(value: Any, path: tuple[str, ...]) -> str:
@@ -265,14 +277,10 @@ def _parquet(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Ro
             if name not in known:
                 raise no_column(name, block.files[0].name, known)
         line = 1
-        columns = list(dict.fromkeys((*names, *wanted)))
+        columns, fields = list(dict.fromkeys((*names, *wanted))), [(name,) for name in names]
         for batch in opened.iter_batches(batch_size=512, row_groups=list(block.groups), columns=columns):
             values = {name: batch.column(name).to_pylist() for name in columns}
             for i in range(batch.num_rows):
-                texts = [_text_of(values[name][i]) for name in names]
-                bad = next(
-                    (_field_reason(values[n][i], (n,)) for t, n in zip(texts, names, strict=True) if t is None), ""
-                )
-                joined = "" if bad else "\n".join(t for t in texts if t is not None)
-                yield Row(0, line, joined, bad, tuple(values[name][i] for name in wanted))
+                joined, bad = _joined([values[name][i] for name in names], fields)
+                yield Row(0, line, joined, bad, tuple([values[name][i] for name in wanted]))
                 line += 1

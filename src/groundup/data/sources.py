@@ -130,7 +130,7 @@ class SourceFile:
         except OSError as error:
             raise unreadable(self.name, error) from error
         except zipfile.BadZipFile as error:
-            raise DataError(f"{self.name!r} is no zip archive ({error})") from error
+            raise DataError(f"{self.name!r} is no zip archive ({error})", fix="fetch it again, or `exclude` it") from error
 
     def _open(self) -> tuple[IO[bytes], Callable[[], int]]:
         if self.packing == "zip":
@@ -257,7 +257,7 @@ def _members(path: str, name: str, source: Source, index: int) -> Iterator[Sourc
     except OSError as error:
         raise unreadable(name, error) from error
     except zipfile.BadZipFile as error:
-        raise DataError(f"{name!r} is no zip archive ({error})") from error
+        raise DataError(f"{name!r} is no zip archive ({error})", fix="fetch it again, or `exclude` it") from error
     for entry in entries:
         base = entry.filename.rpartition("/")[2]
         if entry.is_dir() or base.startswith((".", "_")) or "__MACOSX" in entry.filename:

@@ -41,6 +41,7 @@ _RANGES = (
 )
 _SCRIPTS = sorted({name for _, _, name in _RANGES})
 _EDGES = np.array([edge for low, high, _ in _RANGES for edge in (low, high)], np.uint32)
+_WEIGHTS = np.array([2.5 if name in ("han", "ko") else 1.0 for name in _SCRIPTS])
 _AT_EDGE = np.array([i for _, _, name in _RANGES for i in (_SCRIPTS.index(name), -1)], np.int64)
 
 # Function words, and letter sequences that are common in one of these languages and rare in the others.
@@ -105,10 +106,9 @@ def script_shares(text: str) -> dict[str, float]:
     codes = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)
     place = np.searchsorted(_EDGES, codes, side="right") - 1
     script = np.where(place >= 0, _AT_EDGE[place], -1)
-    counts = np.bincount(script[script >= 0], minlength=len(_SCRIPTS))
-    weights = {name: counts[i] * (2.5 if name in ("han", "ko") else 1.0) for i, name in enumerate(_SCRIPTS)}
-    total = sum(weights.values())
-    return {name: float(weight / total) for name, weight in weights.items() if weight} if total else {}
+    weights = np.bincount(script + 1, minlength=len(_SCRIPTS) + 1)[1:] * _WEIGHTS
+    total = weights.sum()
+    return {_SCRIPTS[i]: float(weights[i] / total) for i in np.flatnonzero(weights)}
 
 
 def _latin(text: str) -> tuple[str, float]:

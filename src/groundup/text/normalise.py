@@ -18,6 +18,7 @@ from groundup.config import Section
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufff9-\uffff\ud800-\udfff]")
 """Control codes, zero-width space and joiner of words, byte order marks, non-characters, lone surrogates."""
 _ASCII_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_SPACED_END = re.compile(r"[^\S\n]\n")
 _LINE_ENDS = re.compile("\r\n?|[\x85\u2028\u2029]")
 _TO_HALF = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _TO_FULL = {half: full for full, half in _TO_HALF.items()}
@@ -79,6 +80,6 @@ def _compose(text: str, how: Normalise) -> str:
 
 def _strip(text: str) -> str:
     """The text without spaces at line ends and without empty lines at its ends; indents stay."""
-    if " \n" in text or "\t\n" in text or not text.isascii():
+    if " \n" in text or "\t\n" in text or (not text.isascii() and _SPACED_END.search(text)):
         text = "\n".join([line.rstrip() for line in text.split("\n")])
     return text.rstrip().lstrip("\n")
