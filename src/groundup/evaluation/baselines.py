@@ -70,7 +70,7 @@ def xz(texts: Texts) -> list[Rival]:
     alone = len(lzma.compress(joined, preset=9))
     found = [
         Rival(
-            "xz -9, test text alone",
+            "xz -9 on the test text alone",
             f"the compressor starts with no knowledge: {show_bytes(len(joined))} shrink to {show_bytes(alone)}",
             "bits_per_byte",
             8 * alone / len(joined),
@@ -82,7 +82,7 @@ def xz(texts: Texts) -> list[Rival]:
         extra = len(lzma.compress(before + joined, preset=9)) - len(lzma.compress(before, preset=9))
         found.append(
             Rival(
-                "xz -9, after the training text",
+                "xz -9 after the training text",
                 f"what the test text adds to {show_bytes(len(before))} of training text compressed before it: "
                 f"{show_bytes(extra)}. It may copy any passage it has seen, word for word",
                 "bits_per_byte",

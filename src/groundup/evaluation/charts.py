@@ -175,11 +175,11 @@ def _svg(figure: Figure, name: str, description: str) -> str:
 
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     buffer = io.StringIO()
-    # Several pictures stand in one page, so the names inside each must be its own.
     with matplotlib.rc_context({"svg.hashsalt": f"groundup-{name}"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    # Several pictures stand in one page, so the names inside each must be its own.
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
     assert size is not None, "matplotlib writes its size in points"
     label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -38,7 +38,8 @@ def render(data: Mapping[str, Any]) -> str:
 
 def _header(data: Mapping[str, Any]) -> str:
     model, tested = data["model"], data["data"]
-    made = f"{model['family']}, {show_count(model['parameters'])} parameters, {show_count(model['tokens'])} tokens of training"
+    trained = f"trained on {show_count(model['tokens'])} tokens"
+    made = f"{model['family']}, {show_count(model['parameters'])} parameters, {trained}"
     read = f"{tested['documents']:,} test documents, {show_bytes(tested['bytes'])}"
     return (
         f'<header><h1>{escape(data["name"])}</h1><p class="headline">{escape(words.headline(data))}</p>'
@@ -67,7 +68,7 @@ def _scores(data: Mapping[str, Any]) -> str:
 
 def _label(rival: Mapping[str, Any]) -> str:
     if "order" not in rival["details"]:
-        return str(rival["name"]).replace(", ", ",\n")
+        return str(rival["name"]).replace(" on ", "\non ").replace(" after ", "\nafter ")
     return f"{rival['name']},\n{show_bytes(rival['trained_bytes'])} read"
 
 

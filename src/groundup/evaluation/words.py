@@ -66,7 +66,7 @@ def verdict(data: Mapping[str, Any], rival: Mapping[str, Any]) -> str:
     """Who is better, by how much, and how sure that is."""
     name, own = rival["metric"], data["scores"][rival["metric"]]["estimate"]
     unit = "" if name in SHARES else f" {NAMES.get(name, name)}"
-    who = f"the {rival['name']}"
+    who = str(rival["name"]) if rival["name"].startswith("xz") else f"the {rival['name']}"
     lead = rival["lead"]
     if lead is None or lead["low"] is None:
         gap = rival["score"] - own if name not in SHARES else own - rival["score"]
