@@ -279,6 +279,20 @@ def test_document_rows_begin_as_training_does() -> None:
         assert last.count(tokenizer("bpe").eos_id) == len(TEXTS) - 1
 
 
+def test_characters_a_vocabulary_lacks_are_paid_for() -> None:
+    task = make("lm_characters")
+    texts = ["The cat sat on a mat", "The 鑫鑫 sat on a mat", "鑫" * 50]
+    rows = task.document_rows(Encoded(task.encode, texts))
+    network, cost, bare = network_of("lm_characters").double().eval(), [0.0] * 3, [0.0] * 3
+    for index in range(len(rows)):
+        batch = task.collate([rows.row(index, 0)])
+        unpaid = {key: value for key, value in batch.items() if key != "spelled_nats"}
+        cost[rows.unit_of(index)] += float(task.scores(network(batch), batch)["nats"])
+        bare[rows.unit_of(index)] += float(task.scores(network(batch), unpaid)["nats"])
+    spelled = [(paid - free) / math.log(256) for paid, free in zip(cost, bare, strict=True)]
+    assert spelled == pytest.approx([0, 6, 150])
+
+
 def test_masked_text_is_framed_and_cut_at_sentences() -> None:
     t = tokenizer("wordpiece")
     text = "The cat sat. 天气很好。Why not?"

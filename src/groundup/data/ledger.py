@@ -68,7 +68,7 @@ class Ledger:
             f"no trained labels: {self.documents} documents with {self.tokens} tokens leave nothing to predict "
             f"(documents without labels: {named}{more})",
             where=where,
-            fix="look at these documents with `groundup show`; give longer texts, or loosen what `prepare` removes",
+            fix="these documents are empty or too short: give longer texts, or loosen what `prepare` removes",
         )
 
 

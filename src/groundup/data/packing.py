@@ -199,6 +199,8 @@ class DocumentRows:
     like lengths and only a few shapes occur.
 
     `heads` and `tails` are how many of the stored tokens at either end of a document are left out.
+    `spelled_bytes` (D,) are bytes of each document that its tokens do not tell. A document's first row
+    then carries `spelled_nats` (), the cost of telling them at eight bits each, and other rows a zero.
     """
 
     def __init__(
@@ -212,12 +214,13 @@ class DocumentRows:
         heads: int,
         tails: int,
         max_documents: int | None = None,
+        spelled_bytes: NDArray[Any] | None = None,
     ) -> None:
         if not 0 < stride <= context:
             raise ValueError(f"a stride of {stride} does not fit a context of {context}")
         self.stream = Stream(shards)
         self.context, self.stride, self.start_id, self.pad_id = context, stride, start_id, pad_id
-        self._heads = heads
+        self._heads, self._spelled_bytes = heads, spelled_bytes
         sizes = np.diff(self.stream.offsets)
         self.chosen = spread(self.stream.documents, max_documents)
         self._text = np.maximum(0, sizes[self.chosen] - np.where(sizes[self.chosen] > 0, heads + tails, 0))
@@ -247,7 +250,10 @@ class DocumentRows:
         inputs[0] = self.start_id if start == 0 else int(self.stream.flat[first + start - 1])
         fresh = 0 if window == 0 else self.context - self.stride
         labels[fresh : stop - start] = tokens[fresh:]
-        return {"input_ids": inputs, "labels": labels}
+        row: Row = {"input_ids": inputs, "labels": labels}
+        if self._spelled_bytes is not None:
+            row["spelled_nats"] = np.array(self._spelled_bytes[document] * np.log(256) * (window == 0), np.float64)
+        return row
 
     def ledger(self) -> Ledger:
         """Exact counts over the documents chosen; masked are the tokens that only serve as context."""

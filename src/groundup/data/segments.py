@@ -182,7 +182,8 @@ class PairLayout:
         self.starts = chunk_starts(shards, targets)
         firsts, owned = shards.column(SENTENCES)
         self._firsts, self._owned = np.asarray(firsts), np.asarray(owned)
-        self._pairs = Order(max(1, len(self)), targets.seed)
+        # Another order than the one in which rows are visited, or both of a pair would share a batch.
+        self._pairs = Order(max(1, len(self)), mix_one(targets.seed & 0xFFFF_FFFF_FFFF_FFFF))
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -38,8 +38,11 @@ METRICS = {
 bits_per_byte is all nats / ln 2 / all UTF-8 bytes of the text. Over `document_rows` every token of
 every document is predicted exactly once, the first one and the end of the document included, so it is
 the length of a code from which the text can be had back, comparable with a compressor's: nothing is
-given away. It is a true code length only with a tokenizer that loses nothing (byte-level, not
-WordPiece with unknown tokens)."""
+given away. Bytes that a vocabulary cannot spell (an unknown character) are paid for too: eight bits each,
+on top of the unknown token. What a tokenizer changes silently, as lower-casing does, is not."""
+
+UNKNOWN_BYTES = "unknown_bytes"
+"""The column, one number a document, of the bytes behind its unknown tokens; only where there can be any."""
 
 
 class Config(Named):
@@ -103,10 +106,23 @@ class Task:
         return {"bos": self.config.begins_with_start}
 
     def encode(self, example: Mapping[str, Any]) -> dict[str, list[int]]:
-        """`input_ids` of a document with its special tokens; none at all for a text without tokens."""
+        """`input_ids` of a document with its special tokens; none at all for a text without tokens.
+
+        With a tokenizer that has an unknown token also `unknown_bytes`, one number.
+        """
         ids = self.tokenizer.encode(example["text"])
         start = [self.start_id] if self.config.begins_with_start else []
-        return {"input_ids": [*start, *ids, self.eos_id] if ids else []}
+        found = {"input_ids": [*start, *ids, self.eos_id] if ids else []}
+        if self.tokenizer.unk_id is not None:
+            found[UNKNOWN_BYTES] = [self._unknown_bytes(example["text"], ids)]
+        return found
+
+    def _unknown_bytes(self, text: str, ids: list[int]) -> int:
+        if self.tokenizer.unk_id not in ids:
+            return 0
+        found = self.tokenizer.encode_with_offsets(text)
+        spans = (span for token, span in zip(found.ids, found.offsets, strict=True) if token == self.tokenizer.unk_id)
+        return sum(len(text[start:end].encode("utf-8")) for start, end in spans)
 
     def rows(self, shards: Columns, seed: int, *, held_out: bool = False) -> CausalRows:
         """Packed rows of a split. Raises DataError without labels, or if one row is longer than all of it.
@@ -128,7 +144,7 @@ class Task:
         where documents have one in training, else from the end-of-text token that precedes it there;
         `ends` says whether the end of a document is predicted (and paid for) as well.
         """
-        begins = self.config.begins_with_start
+        begins, has_unknown = self.config.begins_with_start, self.tokenizer.unk_id is not None
         return DocumentRows(
             shards,
             context=self.context,
@@ -138,6 +154,7 @@ class Task:
             heads=int(begins),
             tails=0 if ends else 1,
             max_documents=max_documents,
+            spelled_bytes=shards.column(UNKNOWN_BYTES)[0] if has_unknown else None,
         )
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -165,13 +182,17 @@ class Task:
         return {"loss": int((batch["labels"] != IGNORED).sum())}
 
     def scores(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Per row, the sums that `METRICS` divide: `nats` and `labels`, (B,) each. No gradient."""
+        """Per row, the sums that `METRICS` divide: `nats` and `labels`, (B,) each. No gradient.
+
+        Rows of documents may carry `spelled_nats` (B,) float64: what their unknown characters cost.
+        """
         from groundup.nn.losses import token_losses
 
         head, labels_BT = outputs.head, batch["labels"]
         features_BTD = head.features(outputs.hidden)
         losses_BT = token_losses(features_BTD, head.weight, labels_BT, bias_V=head.bias, chunk=self.config.loss_chunk)
-        return {"nats": losses_BT.double().sum(1), "labels": (labels_BT != IGNORED).sum(1)}
+        spelled = batch.get("spelled_nats", 0.0)
+        return {"nats": losses_BT.double().sum(1) + spelled, "labels": (labels_BT != IGNORED).sum(1)}
 
     def decode(self, outputs: Outputs) -> list[str]:
         """For each row, the likeliest token after every position, as one text."""
