@@ -9,6 +9,7 @@ tree at once, each with the path of its key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -156,16 +157,20 @@ def parse(section: type[S], data: Any, path: Path = ()) -> tuple[S | None, list[
         return None, [Mistake(path, f"expected a mapping, found {data!r}", f"keys: {keys}")]
     values: dict[str, Any] = {str(key): value for key, value in data.items()}
     mistakes: list[Mistake] = []
+    settled: list[Path] = []
     for key, info in _fields(section):
         choice = choice_of(info)
         if choice is None or key not in values:
             continue
         values[key], found = _resolve(choice, values[key], (*path, key))
         mistakes += found
+        settled += [(*path, key)] if found else []
     try:
         parsed = section.model_validate(values)
     except ValidationError as error:
-        mistakes += [m for m in _explain(section, error, path) if not _is_inside(m, mistakes)]
+        # What is wrong inside a named section has been said already, and better.
+        found = list(_explain(section, error, path))
+        mistakes += [m for m in found if m.path[: len(path) + 1] not in settled]
         return None, mistakes
     return (None if mistakes else parsed), mistakes
 
@@ -249,11 +254,6 @@ def _resolve(choice: FromFolder | OneOf, data: Any, path: Path) -> tuple[Any, li
     return (data if section is None else section), mistakes
 
 
-def _is_inside(mistake: Mistake, others: list[Mistake]) -> bool:
-    """Whether a complaint of the outer section only repeats one already made inside a field."""
-    return any(mistake.path == other.path[: len(mistake.path)] for other in others)
-
-
 def _explain(section: type[BaseModel], error: ValidationError, path: Path) -> Iterator[Mistake]:
     for detail in error.errors(include_url=False):
         location = tuple(detail["loc"])
@@ -266,6 +266,9 @@ def _explain(section: type[BaseModel], error: ValidationError, path: Path) -> It
             case "missing":
                 described = _description(owner, str(location[-1]))
                 yield Mistake(where, f"the key {str(location[-1])!r} is missing", described)
+            case "literal_error" | "enum" if isinstance(detail["input"], str):
+                allowed = re.findall(r"'([^']+)'", str(detail["ctx"]["expected"]))
+                yield Mistake(where, f"{detail['input']!r} is no {location[-1]}", nearest(detail["input"], allowed))
             case "value_error":
                 yield Mistake(where, str(detail["ctx"]["error"]))
             case "default_factory_not_called":

@@ -102,10 +102,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     seed = header.seed if header else 0
     written = data.get("stages") or {}
     stages = _stages(source, written, seed, problems)
-    _check_references(source, stages, _kinds(written), problems)
+    _check_references(source, written, problems)
     ordered = _in_order(source, stages, problems)
     if problems:
-        raise Mistakes(problems)
+        raise Mistakes(sorted(problems, key=lambda problem: source.line_of(problem.where)))
     assert header is not None, "a recipe without a header has problems"
     return Recipe(Path(path), header, ordered, source)
 
@@ -119,9 +119,10 @@ def _header(source: Yaml, data: Mapping[str, Any], problems: list[Problem]) -> H
     for mistake in mistakes:
         fix = f"groundup: {FORMAT}" if mistake.path[:1] == ("groundup",) else mistake.fix
         problems.append(Problem(mistake.what, source.at(mistake.path), fix))
-    if header and header.name and not NAME.match(header.name):
+    name = data.get("name")
+    if isinstance(name, str) and not NAME.match(name):
         fix = "use letters, digits, - and _"
-        problems.append(Problem(f"{header.name!r} cannot be the name of a folder", source.at(("name",)), fix))
+        problems.append(Problem(f"{name!r} cannot be the name of a folder", source.at(("name",)), fix))
     return header
 
 
@@ -187,18 +188,33 @@ def _kinds(data: Any) -> dict[str, str]:
     return {str(n): str(next(iter(b))) for n, b in data.items() if isinstance(b, Mapping) and len(b) == 1}
 
 
-def _check_references(source: Yaml, stages: dict[str, Stage], kinds: dict[str, str], problems: list[Problem]) -> None:
-    for stage in stages.values():
-        for key, target in stage.inputs.items():
-            wanted = str(stage.module.READS[key]).split("|")
-            where = source.at(("stages", stage.name, stage.kind, key))
-            found = _kind_of(target, kinds)
-            if isinstance(found, Problem):
-                problems.append(Problem(found.what, where, found.fix))
-            elif found is not None and found not in wanted:
-                what = f"{key} needs a {' or a '.join(wanted)}, but {str(target)!r} is a {found}"
-                fitting = [n for n, k in kinds.items() if _writes(k) in wanted]
-                problems.append(Problem(what, where, f"stages that fit: {', '.join(fitting) or 'none'}"))
+def _check_references(source: Yaml, data: Any, problems: list[Problem]) -> None:
+    """Look every reference up as it is written, so that a section's other mistakes hide none."""
+    kinds = _kinds(data)
+    for stage, kind in kinds.items():
+        section = data[stage][kind]
+        if kind not in catalog.names("stages") or not isinstance(section, Mapping):
+            continue
+        for key, wanted in catalog.load("stages", kind).READS.items():
+            if isinstance(section.get(key), str):
+                where = source.at(("stages", stage, kind, key))
+                problems += _check_reference(key, section[key], str(wanted).split("|"), where, kinds)
+
+
+def _check_reference(key: str, text: str, wanted: list[str], where: str, kinds: dict[str, str]) -> list[Problem]:
+    target = reference(text)
+    found = _kind_of(target, kinds)
+    if isinstance(found, Problem):
+        return [Problem(found.what, where, found.fix)]
+    if target.part is not None and target.stage is not None and found in wanted:
+        parts = getattr(catalog.load("stages", kinds[target.stage]), "PARTS", ())
+        if target.part not in parts:
+            return [Problem(f"{target.stage!r} has no part {target.part!r}", where, nearest(target.part, parts))]
+    if found is None or found in wanted:
+        return []
+    fitting = [name for name, kind in kinds.items() if _writes(kind) in wanted]
+    what = f"{key} needs a {' or a '.join(wanted)}, but {text!r} is a {found}"
+    return [Problem(what, where, f"stages that fit: {', '.join(fitting) or 'none'}")]
 
 
 def _kind_of(target: Reference, kinds: dict[str, str]) -> str | Problem | None:

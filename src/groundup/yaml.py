@@ -93,6 +93,11 @@ class Yaml:
                 break
         return f"{self.path}:{line + 1} ({dotted})" if dotted else f"{self.path}:{line + 1}"
 
+    def line_of(self, where: str) -> int:
+        """The line that `at` named; 0 for a place outside the file."""
+        line = where.removeprefix(f"{self.path}:").split(" ")[0]
+        return int(line) if line.isdigit() else 0
+
     def override(self, text: str) -> None:
         """Apply `a.b.c=value`; the value is read as YAML. Raises UserError if `a.b` does not exist."""
         dotted, equals, value = text.partition("=")

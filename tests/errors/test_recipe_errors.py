@@ -93,6 +93,8 @@ def test_all_mistakes_are_reported_at_once_each_with_its_line_and_key() -> None:
         "recipe.yaml:7 (stages.corpus.prepare.source",
         "recipe.yaml:8 (stages.corpus.prepare.split.test)",
         "recipe.yaml:10 (stages.words.tokenise)",
+        "recipe.yaml:13 (stages.base.pretrain.data)",
+        "recipe.yaml:14 (stages.base.pretrain.tokenizer)",
         "recipe.yaml:15 (stages.base.pretrain.task.name)",
         "recipe.yaml:16 (stages.base.pretrain.model)",
         "recipe.yaml:17 (stages.base.pretrain.tokens)",
@@ -101,10 +103,12 @@ def test_all_mistakes_are_reported_at_once_each_with_its_line_and_key() -> None:
         "recipe.yaml:22 (stages.report.evaluate.of)",
     ):
         assert expected in text, expected
-    for near in ("'tokenize'", "'language_modeling'", "'adamw'", "'seed'"):
+    for near in ("'tokenize'", "'language_modeling'", "'adam", "'seed'", "'text'"):
         assert f"did you mean {near}" in text, near
-    assert "30" in text
-    assert "n_heads" in text
+    assert "d_model 30 cannot be shared by n_heads 4" in text
+    assert len(caught.value.problems) == 15, "nothing is said twice"
+    lines = [int(problem.where.split(":")[1].split(" ")[0]) for problem in caught.value.problems]
+    assert lines == sorted(lines)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,8 @@ def test_slips_of_yaml_say_what_to_type(old: str, new: str, line: int, words: st
         ("seed: 7", "seed: seven", "(seed)"),
         ("lr: 1e-3", "lr: fast", "(stages.base.pretrain.optimizer.lr)"),
         ("d_model: 32", "dmodel: 32", "did you mean 'd_model'"),
-        ("      tokens: 10k\n", "", "tokens"),
+        ("      tokenizer: words\n", "", "the key 'tokenizer' is missing"),
+        ("data: corpus\n", "data: corpus.tset\n", "'corpus' has no part 'tset'"),
         ("  words:\n", "  my words:\n", "cannot be the name of a stage"),
     ],
 )

@@ -20,6 +20,7 @@ from groundup.units import PositiveCount, Share
 
 READS: dict[str, str] = {}
 WRITES = "corpus"
+PARTS = ("train", "validation", "test")
 VERSION = 1
 
 
