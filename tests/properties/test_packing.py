@@ -279,6 +279,17 @@ def test_packed_masked_rows_count_every_token_as_text_once(sizes: list[int], con
     assert counted == [token for text in held.texts for token in text]
 
 
+def test_a_split_shorter_than_a_row_is_padded_out_of_sight() -> None:
+    stream = Stream(Held([2, 1], frame=(CLS, SEP)))
+    plain = StreamLayout(stream, context=9, specials=SPECIALS, packing="concatenate").unmasked(0, 0)
+    assert plain.row["attention_mask"].tolist() == [True] * 7 + [False] * 2
+    assert plain.row["input_ids"].tolist() == [CLS, 10, 11, SEP, CLS, 12, SEP, PAD, PAD]
+    blocks = StreamLayout(stream, context=9, specials=SPECIALS, packing="documents").unmasked(0, 0)
+    assert blocks.row["document_ids"].tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2]
+    assert blocks.row["positions"].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1]
+    assert blocks.text.tolist() == plain.text.tolist() == [token >= FIRST for token in plain.row["input_ids"]]
+
+
 @unhurried
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(0.05, 0.6), st.booleans())
 def test_measured_rows_hide_every_token_exactly_once(sizes: list[int], share: float, words: bool) -> None:
