@@ -44,14 +44,9 @@ def groundup(*arguments: str) -> list[str]:
 
 def predict(recipe: Path, stage: str, overrides: list[str]) -> dict[str, float]:
     command = groundup("plan", str(recipe), "--json", "--quiet", *overrides)
-    made = json.loads(_last_object(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    made = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     forecast: dict[str, Any] = made["stages"][stage]
     return {"peak_bytes": forecast["peak_bytes"], "cpu_s": forecast["cpu_s"], "seconds": forecast["seconds"]}
-
-
-def _last_object(text: str) -> str:
-    """The plan itself; progress events come before it, one a line."""
-    return text[text.index("\n{\n") :] if "\n{\n" in text else text
 
 
 def measure(recipe: Path, stage: str, overrides: list[str]) -> dict[str, float]:

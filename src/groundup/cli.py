@@ -25,7 +25,7 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: stages.base.pretrain.tokens=2M")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, events on standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
@@ -38,10 +38,10 @@ def _console(*, stderr: bool = False) -> Console:
 def _reporter(as_json: bool, quiet: bool) -> Reporter:
     from groundup.progress import JsonReporter, Reporter
 
-    if as_json:
-        return JsonReporter()
     if quiet:
         return Reporter()
+    if as_json:
+        return JsonReporter()
     from groundup.console import ConsoleReporter
 
     return ConsoleReporter(_console())

@@ -37,14 +37,14 @@ class Reporter:
 
 
 class JsonReporter(Reporter):
-    """One JSON object per event on standard output, for scripts."""
+    """One JSON object per event on standard error; standard output is the result's alone."""
 
     def __init__(self, every_s: float = 1.0) -> None:
         self.every_s, self.last = every_s, 0.0
 
     def _print(self, **event: Any) -> None:
-        print(json.dumps({key: value for key, value in event.items() if value not in (None, "")}, default=str))
-        sys.stdout.flush()
+        shown = {key: value for key, value in event.items() if value not in (None, "")}
+        print(json.dumps(shown, default=str), file=sys.stderr, flush=True)
 
     def start(self, stage: str, doing: str = "") -> None:
         self._print(event="start", stage=stage, doing=doing)
