@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundup.data.packing import IGNORED, Rows
+from groundup.errors import Interrupted
 from groundup.evaluation import ngram
 from groundup.evaluation.intervals import Interval
 from groundup.evaluation.metrics.ratios import Ratio
 from groundup.evaluation.scoring import RowSums, Units, units_of
 from groundup.evaluation.texts import Texts, size
+from groundup.progress import interrupt_requested
 from groundup.units import show_bytes
 
 Ints = NDArray[np.integer[Any]]
@@ -149,6 +151,8 @@ def fit_ngram(train: Sequence[str], validation: Sequence[str], alphabets: Sequen
         held_out = alphabet.encode(validation)
         bits: list[float] = []
         for model in ngram.grow(alphabet.encode(train), symbols=alphabet.symbols):
+            if interrupt_requested():
+                raise Interrupted("stopped while fitting n-grams", fix="run again: evaluation starts afresh")
             nats = model.document_nats(held_out, [model.max_order]).sum()
             bits.append(float(nats) / total / math.log(2))
             if bits[-1] < best_bits:

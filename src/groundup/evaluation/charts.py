@@ -56,7 +56,7 @@ class Bar:
 
 def scores(bars: Sequence[Bar], axis_label: str) -> str:
     """Scores side by side, the model's in colour, intervals as whiskers."""
-    with _figure(7.6, 0.62 * len(bars) + 0.75) as (figure, axes):
+    with _figure(9.0, 0.62 * len(bars) + 0.75) as (figure, axes):
         for place, bar in enumerate(bars):
             colour = MODEL if bar.is_model else RIVAL
             axes.barh(place, bar.value, height=0.56, color=colour, linewidth=0)
@@ -81,7 +81,7 @@ def scores(bars: Sequence[Bar], axis_label: str) -> str:
 
 def learning_curve(curves: Mapping[str, Sequence[Sequence[float]]], axis_label: str) -> str:
     """Loss over training: every logged step faint, its running mean strong, validations as dots."""
-    with _figure(7.6, 3.3) as (figure, axes):
+    with _figure(9.0, 3.5) as (figure, axes):
         training, held_out = curves.get("loss", []), curves.get("validation_loss", [])
         if training:
             x, y = _thinned(training)
@@ -183,5 +183,4 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
     assert size is not None, "matplotlib writes its size in points"
     label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    head = f'style="max-width:{float(size[1]):.0f}pt" role="img" aria-label="{label}"'
-    return svg.replace(size[0], head, 1).strip()
+    return svg.replace(size[0], f'role="img" aria-label="{label}"', 1).strip()

@@ -88,7 +88,7 @@ def _curves(data: Mapping[str, Any]) -> str:
         return ""
     picture = charts.learning_curve(data["curves"], f"{data['curves_over']}")
     return "<h2>How it learned</h2>" + _figure(
-        picture, "The first steps lie above the picture; a curve is read at its end."
+        picture, "The first steps may lie above the picture: a curve is read at its end."
     )
 
 

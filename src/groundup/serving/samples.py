@@ -40,7 +40,7 @@ def continuations(
         settings = Sampling(temperature=0.8, top_p=0.95, seed=seed + number, max_new_tokens=new)
         done = Continuation(runtime, tokenizer, prompt, settings, start_ids=beginning.before(prompt)).finish()
         described = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
-        found = {"kind": "continuation", "prompt": prompt, "text": done.text, "truth": truth[: 2 * len(done.text) + 1]}
+        found = {"kind": "continuation", "prompt": prompt, "text": done.text, "truth": truth[: len(done.text)]}
         samples.append(found | {"ended": done.detail, "settings": described})
     return samples
 
