@@ -124,6 +124,22 @@ class Cell:
         self.notes.append(output)
         return process.returncode
 
+    def kill_while_saving(self, after: int) -> None:
+        """Start, and kill it with a state half written, some time after a step."""
+        process = self.start()
+        end = time.monotonic() + 120
+        while True:
+            assert time.monotonic() < end and process.poll() is None, "no state was written in time"
+            if self.steps_logged() >= after and self.is_saving():
+                # Frozen first, so that what is seen is what is killed.
+                process.send_signal(signal.SIGSTOP)
+                if self.is_saving():
+                    break
+                process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.communicate(timeout=60)
+        assert self.is_saving(), "the half-written state should still lie there"
+
     def steps_logged(self) -> int:
         """How many lines of figures there are by now."""
         path = self.state / "log" / "metrics.jsonl" if self.state else None

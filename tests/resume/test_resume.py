@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.resume.conftest import Cell, Material
 
 SIZES = {"n_layers": 1, "d_model": 32, "n_heads": 2, "context": 32, "dropout": 0.1}
-STEPS = 36
+STEPS = 150
 MATRIX = [(m, a, p) for m in ("gpt", "bert") for a in (1, 3) for p in ("packed", "plain")]
 SMOKE = {("gpt", 3, "packed"), ("bert", 1, "plain")}
 
@@ -42,9 +41,9 @@ def section(material: Material, model: str, accumulation: int, packing: str) -> 
         "optimizer": {"name": "muon" if packing == "packed" else "adamw", "lr": 3e-3},
         "ema": 0.9,
         "early_stopping": {"patience": 50},
-        "evaluate_every": 9,
+        "evaluate_every": 25,
         "validation_rows": 8,
-        "save_every": 2,
+        "save_every": 4,
         "keep_states": 3,
         "device": "cpu",
     }
@@ -63,9 +62,9 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
 
     broken = Cell(tmp_path / "broken", wanted)
     chance = random.Random(f"{model} {accumulation} {packing}")
-    stop_anywhere(broken, chance, 1, 10)
-    stop_gently(broken, chance, 11, 18)
-    stop_while_saving(broken, chance, 19, 24)
+    stop_anywhere(broken, chance, 1, 30)
+    stop_gently(broken, chance, 40, 60)
+    broken.kill_while_saving(after=chance.randint(70, 100))
     truncate_newest(broken)
     resumed = broken.finish()
 
@@ -90,12 +89,6 @@ def stop_gently(cell: Cell, chance: random.Random, first: int, last: int) -> Non
     code = cell.stop_when(lambda c: c.steps_logged() >= step, signal.SIGTERM)
     assert code == 130, cell.notes[-1]
     assert "run the same command again" in cell.notes[-1]
-
-
-def stop_while_saving(cell: Cell, chance: random.Random, first: int, last: int) -> None:
-    """SIGKILL in the middle of writing a state."""
-    step = chance.randint(first, last)
-    cell.stop_when(lambda c: c.steps_logged() >= step and c.is_saving(), signal.SIGKILL)
 
 
 def truncate_newest(cell: Cell) -> None:

@@ -23,7 +23,7 @@ from groundup.training import choices as choosing
 from groundup.training.choices import Choices, Extent
 from groundup.training.loop import Job
 from groundup.training.objective import Objective
-from groundup.training.settings import rounded_batch
+from groundup.training.settings import rounded_batch, validation_rows
 
 if TYPE_CHECKING:
     from groundup.stages.pretrain import Config
@@ -122,7 +122,7 @@ class Assembly:
 
     @cached_property
     def objective(self) -> Objective:
-        """The task's losses. Held-out rows are measured without label smoothing: a smoothed loss compares with nothing."""
+        """The task's losses; held-out rows without label smoothing, because a smoothed loss compares with nothing."""
         plain = make_task(self.config, self.material.tokenizer, label_smoothing=False)
         return Objective(loss=self.task.loss, held_out=plain.loss, counts=self.task.counts)
 
@@ -153,7 +153,8 @@ class Assembly:
         size = -(-self.batch_rows // self.choices.micro_batches)
         rows = self.task.rows(self.material.held_out, self.config.seed, held_out=True)
         loader = Loader(rows, self.task.collate, self.config.seed, min(size, len(rows)))
-        return lambda: (batch for batch, _ in loader.sweep(self.config.validation_rows))
+        most = validation_rows(self.config, self.steps, self.batch_rows)
+        return lambda: (batch for batch, _ in loader.sweep(most))
 
     def job(self) -> Job:
         """All that the loop works on."""

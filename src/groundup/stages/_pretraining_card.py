@@ -28,6 +28,8 @@ def write(
     """The text of README.md: the same for the same training, whenever and however long it ran."""
     tag, opener = USES.get(head, ("other", "AutoModel"))
     model, task = section["model"], section["task"]
+    # Names of stages are the recipe's own business; what they made is named by its digest above.
+    kept = {key: value for key, value in section.items() if key not in parents}
     return "\n".join(
         [
             "---",
@@ -65,7 +67,7 @@ def write(
             "## Recipe",
             "",
             "```json",
-            json.dumps(section, indent=1, ensure_ascii=False, sort_keys=True),
+            json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True),
             "```",
             "",
         ]

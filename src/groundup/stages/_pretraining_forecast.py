@@ -30,7 +30,7 @@ from groundup.training import device as machine
 from groundup.training import log as logs
 from groundup.training.measure import Measured, Planned, measure
 from groundup.training.schedules import as_steps
-from groundup.training.settings import interval, rounded_batch
+from groundup.training.settings import interval, rounded_batch, validation_rows
 
 if TYPE_CHECKING:
     from groundup.stages.pretrain import Config
@@ -293,7 +293,8 @@ def _validations(
     if not held_out:
         return 0, 0
     per_token = inputs["tokenizer"].facts.get("bytes_per_token") or BYTES_PER_TOKEN
-    rows = min(config.validation_rows, max(1, int(held_out / per_token / config.context)))
+    most = validation_rows(config, total, assembly.batch_rows)
+    rows = min(most, max(1, int(held_out / per_token / config.context)))
     size = -(-assembly.batch_rows // micro_batches)
     evaluations = -(-total // max(1, as_steps(config.evaluate_every, total)))
     return evaluations, -(-rows // min(size, rows))

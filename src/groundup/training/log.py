@@ -31,21 +31,14 @@ class Sink(Protocol):
 
 
 class Log:
-    """The log of one run, kept in its state folder until the run ends.
+    """The log of one run, kept in its state folder until the run ends."""
 
-    folder: where the files grow. Figures of steps after `from_step`, and validations of steps after
-    `evaluated`, are cut: the run computes them again.
-    """
-
-    def __init__(
-        self, folder: Path, sinks: list[SinkName], *, name: str, from_step: int = 0, evaluated: int = -1
-    ) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, sinks: list[SinkName], *, name: str) -> None:
+        self.folder, self.name, self.wanted = folder, name, sinks
         folder.mkdir(parents=True, exist_ok=True)
-        self._cut(from_step, evaluated)
         self.metrics = (folder / METRICS).open("a", encoding="utf-8")
         self.text = (folder / TEXT).open("a", encoding="utf-8")
-        self.sinks: list[Sink] = [SINKS[sink](folder, from_step, name) for sink in sinks]
+        self.sinks: list[Sink] = []
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
         """Add one line to `metrics.jsonl`. Steps are counted from 1: after the first update it is 1."""
@@ -65,17 +58,18 @@ class Log:
             file.flush()
             os.fsync(file.fileno())
 
+    def begin(self, step: int, evaluated: int) -> None:
+        """Go on after a step: what was logged of later ones is cut, and the sinks are opened there."""
+        self.cut(step, evaluated)
+        self.sinks = [SINKS[sink](self.folder, step, self.name) for sink in self.wanted]
+
     def cut(self, step: int, evaluated: int) -> None:
         """Forget the figures of steps after `step`, and validations of steps after `evaluated`."""
         self.metrics.close()
-        self._cut(step, evaluated)
-        self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")
-
-    def _cut(self, step: int, evaluated: int) -> None:
         path = self.folder / METRICS
-        if path.exists():
-            kept = [line for line in _lines(path) if _is_until(json.loads(line), step, evaluated)]
-            write_whole(path, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in _lines(path) if _is_until(json.loads(line), step, evaluated)]
+        write_whole(path, "".join(f"{line}\n" for line in kept))
+        self.metrics = path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         """Flush and close files and sinks."""

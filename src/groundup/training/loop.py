@@ -86,7 +86,7 @@ def train(
     learner, choices = ready(job, settings, choices, state, reporter)
     states = States(state, settings, log)
     at = states.resume(learner, reporter) or Position()
-    log.cut(at.step, at.evaluated)
+    log.begin(at.step, at.evaluated)
     if at.step:
         tell(f"going on from step {at.step} of {job.steps}", reporter, log)
     peak = machine.gemm_rate(choices.device, machine.DTYPES[choices.precision])
@@ -144,11 +144,11 @@ def ready(
     """
     machine.make_deterministic(choices.deterministic, choices.device)
     job.network.train()
-    learner = Learner(job.network, job.objective, settings, choices)
     if not choices.compile:
-        return learner, choices
+        return Learner(job.network, job.objective, settings, choices), choices
     reporter.advance("compiling", 0)
     try:
+        learner = Learner(job.network, job.objective, settings, choices)
         learner.gradients([job.loader.micro_batch(0, 0)[0]], 0)
         learner.forget()
     except Exception as error:  # whatever a compiler may raise; the uncompiled step will tell if it was not that
