@@ -30,7 +30,7 @@ TEXTS = [
 def read(source: Source, block_bytes: int = 1 << 20, wanted: tuple[str, ...] = ()) -> list[tuple[str, Row]]:
     """Every row of a source with its name and line counted over the whole file."""
     rows, line, before = [], 0, ""
-    for block in cut([source], find_files(source), block_bytes):
+    for block in cut([source], find_files(source), block_bytes, wanted):
         line = line if block.files[0].name == before else block.lead
         before = block.files[0].name
         for row in read_rows(block, source, wanted):
@@ -123,6 +123,17 @@ def test_parquet_row_groups_and_wanted_columns(tmp_path: Path) -> None:
     assert [(place, row.text, row.extra) for place, row in found] == [
         (f"a.parquet:{i + 1}", f"text {i}", (i,)) for i in range(100)
     ]
+
+
+@pytest.mark.smoke
+def test_a_large_row_group_is_read_in_parts(tmp_path: Path) -> None:
+    """A process would have to hold such a row group whole, so its rows are handed over in parts."""
+    table = pa.table({"text": [f"text {i} {'x' * 500}" for i in range(300)], "n": list(range(300))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=300, use_dictionary=False)
+    blocks = list(cut([Source(paths=["a.parquet"])], find_files(Source(paths=["a.parquet"])), 10_000, ["n"]))
+    assert len(blocks) > 10 and all(block.data for block in blocks)
+    found = read(Source(paths=["a.parquet"], keep=["n"]), 10_000, ("n",))
+    assert [(place, row.extra[0]) for place, row in found] == [(f"a.parquet:{i + 1}", i) for i in range(300)]
 
 
 @pytest.mark.smoke

@@ -125,8 +125,7 @@ class Job:
 
     def wanted(self, source: int) -> list[str]:
         """Columns to read from a source beside its text."""
-        names = [*self.sources[source].keep, self.split.group_column, self.split.time]
-        return list(dict.fromkeys(name for name in names if name is not None))
+        return list(dict.fromkeys((*self.sources[source].keep, *self.split.columns)))
 
     @cached_property
     def index(self) -> Hashes | None:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from groundup.artifact import Artifact
 from groundup.config import Mistake
 from groundup.data.corpus import Corpus
@@ -26,6 +29,8 @@ from groundup.data.sources import Source, SourceFile, find_files
 from groundup.data.splits import SPLITS
 from groundup.errors import DataError
 from groundup.forecast import Forecast
+from groundup.text.duplicate_clusters import Likeness, candidates, duplicates, spread, verified
+from groundup.text.duplicates import band_hashes, bands_for
 from groundup.units import show_bytes, show_count, show_seconds
 
 SAMPLE_BYTES = 8 << 20
@@ -76,9 +81,9 @@ def _check_rows(source: Source, files: list[SourceFile], settings: Settings | No
     """Mistakes that show in the first block: a column that is missing, rows that cannot be read."""
     wanted = list(source.keep)
     if settings is not None:
-        wanted += [name for name in (settings.split.group_column, settings.split.time) if name]
+        wanted += settings.split.columns
     try:
-        for block in cut([source], [files[0]], 1 << 16):
+        for block in cut([source], [files[0]], 1 << 16, wanted):
             rows = read_rows(block, source, wanted)
             first = [row for _, row in zip(range(50), rows, strict=False)]
             if first and all(row.bad for row in first):
@@ -109,7 +114,8 @@ class _Sampled:
     """Whether the sample is all there is."""
     text_bytes: int = 0
     texts: list[str] = field(default_factory=list)
-    exact: set[tuple[int, int]] = field(default_factory=set)
+    records: list[NDArray[Any]] = field(default_factory=list)
+    slots: list[NDArray[np.uint32]] = field(default_factory=list)
     split: str | None = None
 
     @property
@@ -149,38 +155,62 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
     if own and is_document(own[0], source):
         sampled.longest = max(file.expected_bytes() for file in own)
     chosen = _choose(own)
-    for block in cut(settings.sources, chosen, 1 << 20):
+    for block in cut(settings.sources, chosen, 1 << 20, settings.split.columns):
         if sampled.read_bytes >= SAMPLE_BYTES:
             break
         began = time.process_time()
         summary, cleaned = clean_rows(job, block)
-        records, _ = describe(job, block, cleaned)
+        records, slots = describe(job, block, cleaned)
         sampled.cpu_s += time.process_time() - began
         sampled.read_bytes += summary.read_bytes
         sampled.rows += summary.rows
-        for text, record in zip(cleaned.texts, records, strict=True):
-            _count(sampled, text, tuple(record["exact"].tolist()), int(record["bytes"]), settings)
+        sampled.records.append(records)
+        sampled.slots.append(slots)
+        _keep_texts(sampled, cleaned.texts, _SAMPLE_TEXTS // len(settings.sources))
     else:
         sampled.whole = len(chosen) == len(own)
+    _count(sampled, job)
     return sampled
 
 
-def _count(sampled: _Sampled, text: str, exact: tuple[int, int], size: int, settings: Settings) -> None:
-    if settings.clean.exact_duplicates and exact in sampled.exact:
+def _keep_texts(sampled: _Sampled, texts: list[str], limit: int) -> None:
+    for text in texts:
+        if sampled.text_bytes < limit:
+            sampled.text_bytes += len(text.encode())
+            sampled.texts.append(text)
+
+
+def _count(sampled: _Sampled, job: Job) -> None:
+    """Count the documents of the sample that would stay: duplicates within it are left out."""
+    if not sampled.records:
         return
-    sampled.exact.add(exact)
-    sampled.documents += 1
-    sampled.bytes += size
-    sampled.longest = max(sampled.longest, size)
-    if sampled.text_bytes < _SAMPLE_TEXTS // len(settings.sources):
-        sampled.text_bytes += size
-        sampled.texts.append(text)
+    records = np.concatenate(sampled.records)
+    stay = np.ones(len(records), bool)
+    if len(records) and (job.clean.exact_duplicates or job.clean.near_duplicates is not None):
+        stay[_repeats(records, np.concatenate(sampled.slots), job)] = False
+    sampled.documents = int(stay.sum())
+    sampled.bytes = int(records["bytes"][stay].sum())
+    sampled.longest = max(sampled.longest, int(records["bytes"].max(initial=0)))
+
+
+def _repeats(records: NDArray[Any], slots: NDArray[np.uint32], job: Job) -> NDArray[np.int64]:
+    """Documents of the sample that repeat an earlier one."""
+    near = job.clean.near_duplicates
+    ids = np.arange(len(records))
+    likeness = Likeness(records["exact"], slots.astype(np.uint8) if near is not None else None)
+    keys = [(ids, records["exact"][:, :1])]
+    if near is not None:
+        signed = slots.any(axis=1)
+        keys.append((ids[signed], band_hashes(slots[signed], bands_for(near))))
+    paths = spread(keys, sum(key.size for _, key in keys), job.folder / f"keys-{len(records)}")
+    pairs = verified(candidates(paths), likeness, near or 1.0)
+    return duplicates(pairs, np.zeros(len(records), np.int64), likeness, near or 1.0)[:, 0]
 
 
 def _choose(files: list[SourceFile]) -> list[SourceFile]:
     """The files to take a sample from: of many small ones, an even choice."""
     total = sum(file.size for file in files)
-    return files[:: max(1, total // SAMPLE_BYTES)] if len(files) > 64 else files
+    return files[:: max(1, -(-total // SAMPLE_BYTES))] if len(files) > 64 else files
 
 
 def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import codecs
 import csv
 import io
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import IO
 
 import pyarrow as pa
@@ -21,9 +21,9 @@ import zstandard
 
 from groundup.data.encodings import PROBE_BYTES, detect
 from groundup.data.sources import Source, SourceFile, unreadable
-from groundup.errors import DataError
+from groundup.errors import DataError, nearest
 
-LONGEST_ROW = 64 << 20
+LONGEST_ROW = 32 << 20
 """Bytes that one row or one document may have; more is a mistake, not a document."""
 FILES_PER_BLOCK = 512
 
@@ -43,40 +43,44 @@ class Block:
     stop: int = 0
     """Range of bytes in the file; equal if the block is not a range."""
     data: bytes | None = None
-    """The rows themselves where the file is packed or had to be recoded; then UTF-8 if `recoded`."""
+    """The rows themselves where the file is packed or had to be recoded (then UTF-8), or where a row
+    group of a Parquet file is too large for one block (then an Arrow stream)."""
     encoding: str = "utf-8"
     recoded: bool = False
     header: tuple[str, ...] = ()
     """Column names of a CSV or TSV file."""
     groups: tuple[int, ...] = ()
     """Row groups of a Parquet file."""
+    rows: int = 0
+    """Rows of a Parquet block."""
     lead: int = 0
     """Lines of the file before this block, for the first block of a file; the others follow it."""
     size: int = 0
     """Stored bytes that this block accounts for, for progress."""
 
 
-def cut(sources: list[Source], files: list[SourceFile], block_bytes: int) -> Iterator[Block]:
-    """The blocks of all sources, in order. Raises DataError for a file that cannot be read."""
+def cut(
+    sources: list[Source], files: list[SourceFile], block_bytes: int, wanted: Sequence[str] = ()
+) -> Iterator[Block]:
+    """The blocks of all sources, in order; `wanted` are columns needed beside the text and `keep`.
+
+    Raises DataError for a file that cannot be read.
+    """
     index = 0
     for source_index, source in enumerate(sources):
         own = [file for file in files if file.source == source_index]
-        for block in _cut_source(source, own, block_bytes):
-            yield _numbered(block, index)
+        for block in _cut_source(source, own, block_bytes, wanted):
+            yield replace(block, index=index)
             index += 1
 
 
-def _numbered(block: Block, index: int) -> Block:
-    object.__setattr__(block, "index", index)  # a fresh block that nobody has seen yet
-    return block
-
-
-def _cut_source(source: Source, files: list[SourceFile], block_bytes: int) -> Iterator[Block]:
+def _cut_source(source: Source, files: list[SourceFile], block_bytes: int, wanted: Sequence[str]) -> Iterator[Block]:
     whole = [file for file in files if is_document(file, source)]
     yield from _whole_files(whole, block_bytes)
     for file in files:
         if file.kind == "parquet":
-            yield from _row_groups(file, block_bytes)
+            columns = list(dict.fromkeys((*text_columns(source), *source.keep, *wanted)))
+            yield from _row_groups(file, block_bytes, columns)
         elif not is_document(file, source):
             try:
                 yield from _ranges(file, source, block_bytes)
@@ -120,21 +124,57 @@ def open_parquet(file: SourceFile) -> pq.ParquetFile:
         raise DataError(f"{file.name!r} is no Parquet file ({error})", fix="check `kind`, or fetch it again") from error
 
 
-def _row_groups(file: SourceFile, block_bytes: int) -> Iterator[Block]:
+def text_columns(source: Source) -> list[str]:
+    """Names of the columns whose values make up the text."""
+    return [source.text_field] if isinstance(source.text_field, str) else source.text_field
+
+
+def check_columns(opened: pq.ParquetFile, file: SourceFile, columns: Sequence[str]) -> None:
+    """Raise DataError if a Parquet file lacks one of the columns."""
+    known = opened.schema_arrow.names
+    for name in columns:
+        if name not in known:
+            raise no_column(name, file.name, known)
+
+
+def no_column(name: str, file: str, known: Sequence[str]) -> DataError:
+    """The error for a column that a table does not have."""
+    fix = nearest(name, known) + "; set `text_field`, or `columns` if the file has no header line"
+    return DataError(f"{file!r} has no column {name!r}", fix=fix)
+
+
+def _row_groups(file: SourceFile, block_bytes: int, columns: list[str]) -> Iterator[Block]:
+    """Blocks of consecutive small row groups, or of parts of large ones."""
     with open_parquet(file) as opened:
-        sizes = [opened.metadata.row_group(i).total_byte_size for i in range(opened.num_row_groups)]
-    held: list[int] = []
-    for group, size in enumerate(sizes):
-        if held and sum(sizes[i] for i in held) + size > block_bytes:
-            yield _parquet_block(file, held, len(sizes))
-            held = []
-        held.append(group)
-    if held:
-        yield _parquet_block(file, held, len(sizes))
+        groups = [opened.metadata.row_group(i) for i in range(opened.num_row_groups)]
+        share = file.size / max(1, opened.metadata.num_rows)
+        held: list[int] = []
+        for number, group in enumerate(groups):
+            if held and sum(groups[i].total_byte_size for i in held) + group.total_byte_size > block_bytes:
+                yield _group_block(file, held, sum(groups[i].num_rows for i in held), share)
+                held = []
+            if group.total_byte_size > 4 * block_bytes:
+                check_columns(opened, file, columns)
+                rows = max(1, group.num_rows * block_bytes // group.total_byte_size)
+                for batch in opened.iter_batches(rows, row_groups=[number], columns=columns):
+                    yield _carried(file, batch, share)
+            else:
+                held.append(number)
+        if held:
+            yield _group_block(file, held, sum(groups[i].num_rows for i in held), share)
 
 
-def _parquet_block(file: SourceFile, groups: list[int], of: int) -> Block:
-    return Block(0, file.source, (file,), groups=tuple(groups), size=file.size * len(groups) // of)
+def _group_block(file: SourceFile, groups: list[int], rows: int, share: float) -> Block:
+    return Block(0, file.source, (file,), groups=tuple(groups), rows=rows, size=round(rows * share))
+
+
+def _carried(file: SourceFile, batch: pa.RecordBatch, share: float) -> Block:
+    """A block that carries its rows, read here because a process could only read the row group whole."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data = sink.getvalue().to_pybytes()
+    return Block(0, file.source, (file,), data=data, rows=batch.num_rows, size=round(batch.num_rows * share))
 
 
 def _ranges(file: SourceFile, source: Source, block_bytes: int) -> Iterator[Block]:
@@ -154,13 +194,8 @@ def _ranges(file: SourceFile, source: Source, block_bytes: int) -> Iterator[Bloc
     else:
         pieces, carried = _jump(file, skip, source.document == "paragraph", block_bytes), False
     for start, stop, data, size in pieces:
-        yield _filled(base, start, stop, data if carried else None, lead if start == skip else 0, size)
-
-
-def _filled(base: Block, start: int, stop: int, data: bytes | None, lead: int, size: int) -> Block:
-    return Block(
-        0, base.source, base.files, start, stop, data, base.encoding, base.recoded, base.header, (), lead, size
-    )
+        own_lead = lead if start == skip else 0
+        yield replace(base, start=start, stop=stop, data=data if carried else None, lead=own_lead, size=size)
 
 
 def has_quotes(file: SourceFile, source: Source) -> bool:

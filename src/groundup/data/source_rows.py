@@ -14,15 +14,27 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import zstandard
 
 from groundup.data.encodings import detect, is_binary
-from groundup.data.source_blocks import LONGEST_ROW, Block, broken_file, has_quotes, is_document, open_parquet
+from groundup.data.source_blocks import (
+    LONGEST_ROW,
+    Block,
+    broken_file,
+    check_columns,
+    has_quotes,
+    is_document,
+    no_column,
+    open_parquet,
+    text_columns,
+)
 from groundup.data.sources import Source
-from groundup.errors import DataError, nearest
+from groundup.errors import DataError
 
 _ESCAPED = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that do not decode."""
+_ARRAY = "a JSON array, not one JSON object a line"
 csv.field_size_limit(LONGEST_ROW)
 
 
@@ -143,9 +155,8 @@ def _paragraphs(text: str) -> Iterator[Row]:
 
 def count_lines(block: Block, source: Source) -> int:
     """Lines (of Parquet: rows) that a block covers, by which the rows after it are numbered."""
-    if block.groups:
-        with open_parquet(block.files[0]) as opened:
-            return sum(opened.metadata.row_group(group).num_rows for group in block.groups)
+    if block.files[0].kind == "parquet":
+        return block.rows
     return 0 if is_document(block.files[0], source) else _data(block).count(b"\n")
 
 
@@ -168,7 +179,7 @@ def _json_rows(
             yield Row(0, number, "", _json_reason(error, line, number))
             continue
         if not isinstance(value, dict):
-            yield Row(0, number, "", "not a JSON object")
+            yield Row(0, number, "", _ARRAY if number == 1 and isinstance(value, list) else "not a JSON object")
             continue
         joined, bad = _joined([_reach(value, path) for path in fields], fields)
         yield Row(0, number, joined, bad, tuple([_reach(value, path) for path in extras]))
@@ -187,15 +198,14 @@ def _joined(values: Sequence[Any], fields: Sequence[tuple[str, ...]]) -> tuple[s
 
 def _json_reason(error: Exception, line: str, number: int) -> str:
     if number == 1 and line.lstrip().startswith("["):
-        return "a JSON array, not one JSON object a line"
+        return _ARRAY
     if isinstance(error, json.JSONDecodeError):
         return f"broken JSON ({error.msg[:1].lower()}{error.msg[1:]} at column {error.colno})"
     return "broken JSON (nested too deeply)"
 
 
 def _field_paths(source: Source) -> list[tuple[str, ...]]:
-    names = [source.text_field] if isinstance(source.text_field, str) else source.text_field
-    return [tuple(name.split(".")) for name in names]
+    return [tuple(name.split(".")) for name in text_columns(source)]
 
 
 def _reach(value: dict[str, Any], path: tuple[str, ...]) -> Any:
@@ -226,7 +236,7 @@ def _field_reason(value: Any, path: tuple[str, ...]) -> str:
 
 def _table_rows(text: str, block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
     file = block.files[0]
-    names = _field_names(source)
+    names = text_columns(source)
     columns = [_column(name, block) for name in names]
     extras = [_column(name, block) for name in wanted]
     reader = csv.reader(
@@ -252,10 +262,6 @@ def _table_rows(text: str, block: Block, source: Source, wanted: Sequence[str]) 
         line = reader.line_num + 1
 
 
-def _field_names(source: Source) -> list[str]:
-    return [source.text_field] if isinstance(source.text_field, str) else source.text_field
-
-
 def _column(name: str, block: Block) -> int:
     try:
         return block.header.index(name)
@@ -263,24 +269,22 @@ def _column(name: str, block: Block) -> int:
         raise no_column(name, block.files[0].name, block.header) from None
 
 
-def no_column(name: str, file: str, known: Sequence[str]) -> DataError:
-    """The error for a column that a table does not have."""
-    fix = nearest(name, known) + "; set `text_field`, or `columns` if the file has no header line"
-    return DataError(f"{file!r} has no column {name!r}", fix=fix)
-
-
 def _parquet(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
-    names = _field_names(source)
+    names = text_columns(source)
+    columns, fields = list(dict.fromkeys((*names, *wanted))), [(name,) for name in names]
+    line = 1
+    for batch in _batches(block, columns):
+        values = {name: batch.column(name).to_pylist() for name in columns}
+        for i in range(batch.num_rows):
+            joined, bad = _joined([values[name][i] for name in names], fields)
+            yield Row(0, line, joined, bad, tuple([values[name][i] for name in wanted]))
+            line += 1
+
+
+def _batches(block: Block, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    if block.data is not None:
+        yield from pa.ipc.open_stream(block.data)
+        return
     with open_parquet(block.files[0]) as opened:
-        known = opened.schema_arrow.names
-        for name in (*names, *wanted):
-            if name not in known:
-                raise no_column(name, block.files[0].name, known)
-        line = 1
-        columns, fields = list(dict.fromkeys((*names, *wanted))), [(name,) for name in names]
-        for batch in opened.iter_batches(batch_size=512, row_groups=list(block.groups), columns=columns):
-            values = {name: batch.column(name).to_pylist() for name in columns}
-            for i in range(batch.num_rows):
-                joined, bad = _joined([values[name][i] for name in names], fields)
-                yield Row(0, line, joined, bad, tuple([values[name][i] for name in wanted]))
-                line += 1
+        check_columns(opened, block.files[0], columns)
+        yield from opened.iter_batches(batch_size=512, row_groups=list(block.groups), columns=columns)

@@ -130,7 +130,9 @@ class SourceFile:
         except OSError as error:
             raise unreadable(self.name, error) from error
         except zipfile.BadZipFile as error:
-            raise DataError(f"{self.name!r} is no zip archive ({error})", fix="fetch it again, or `exclude` it") from error
+            raise DataError(
+                f"{self.name!r} is no zip archive ({error})", fix="fetch it again, or `exclude` it"
+            ) from error
 
     def _open(self) -> tuple[IO[bytes], Callable[[], int]]:
         if self.packing == "zip":

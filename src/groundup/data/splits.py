@@ -60,6 +60,11 @@ class Split(Section):
         """The column that groups documents, or None for folders and for no groups."""
         return None if self.group in (None, "folder") else self.group
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the sources that dividing them needs."""
+        return [name for name in (self.group_column, self.time) if name is not None]
+
 
 def assign(
     split: Split,
