@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED = -100
-CHUNK_SCORES = 2**22
-"""Scores held at once by default: 16 MiB in fp32, small beside a training step and large enough for
-matrix products at full speed."""
+CHUNK_SCORES = 2**21
+"""Scores held at once by default: 8 MiB in fp32, which stays in a CPU's outer cache."""
+CHUNK_ROWS = 256
+"""Positions in a chunk at least: below, matrix products with a large vocabulary lose speed."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def linear_cross_entropy(
     device = features_ND.device.type
     if torch.is_autocast_enabled(device):  # the operator settles its own precision: that of its features
         features_ND = features_ND.to(torch.get_autocast_dtype(device))
-    rows = chunk or max(1, CHUNK_SCORES // weight_VD.shape[0])
+    rows = chunk or max(CHUNK_ROWS, CHUNK_SCORES // weight_VD.shape[0])
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (features_ND, weight_VD, bias_V)]
     total, *_ = _fused(features_ND, weight_VD, bias_V, labels_N, label_smoothing, rows, wanted)
     return total, (labels_N != IGNORED).sum()
@@ -70,7 +71,7 @@ def token_losses(
     """
     shape = labels_N.shape
     features_ND, labels_N = features_ND.reshape(-1, features_ND.shape[-1]), labels_N.reshape(-1)
-    rows = chunk or max(1, CHUNK_SCORES // weight_VD.shape[0])
+    rows = chunk or max(CHUNK_ROWS, CHUNK_SCORES // weight_VD.shape[0])
     losses_N = torch.zeros(labels_N.shape, dtype=_sum_dtype(features_ND), device=features_ND.device)
     with torch.no_grad():
         for index_C in _trained(labels_N, rows):
@@ -123,8 +124,16 @@ def _loss_and_gradients(
         if wanted[0]:
             by_features[index_C] = slope_CV @ weight
         if wanted[1]:
-            by_weight += slope_CV.t() @ picked_CD
+            _add_product(by_weight, slope_CV.t(), picked_CD)
     return total, by_features, by_weight.to(weight_VD.dtype), by_bias if wanted[2] else by_bias.new_empty(0)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right` in place. Lower precisions multiply as they are and are summed in fp32."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _loss_and_slope(

@@ -6,9 +6,10 @@ Axes: B rows, T tokens, S positions of a table, H heads, K dimensions of a head,
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,14 +22,23 @@ class RopeScaling(Section):
 
     kind: Literal["linear", "llama3"]
     """linear: positions divided by `factor` (Chen et al. 2023). llama3: only slow frequencies are."""
-    factor: float
+    factor: float = Field(gt=0)
     """How many times longer the context becomes."""
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = Field(default=1.0, gt=0)
     """llama3: wavelengths above original_context / low_freq_factor are stretched in full."""
-    high_freq_factor: float = 4.0
+    high_freq_factor: float = Field(default=4.0, gt=0)
     """llama3: wavelengths below original_context / high_freq_factor stay as they are."""
     original_context: PositiveCount = 8192
     """llama3: the context that was trained on, in tokens."""
+
+    @model_validator(mode="after")
+    def _bands_are_apart(self) -> Self:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor {self.high_freq_factor} must be above low_freq_factor {self.low_freq_factor}: "
+                "frequencies between the two are mixed"
+            )
+        return self
 
 
 class Rotary(nn.Module):
