@@ -116,7 +116,7 @@ def _targets(node: ast.AST, file: Path) -> Iterator[str]:
     else:
         return
     for name in names:
-        if name == "groundup" or name.startswith("groundup."):
+        if name.startswith("groundup.") and name != "groundup.__version__":
             yield _module(name.removeprefix("groundup").removeprefix("."))
 
 
