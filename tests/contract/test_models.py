@@ -107,10 +107,19 @@ def test_the_state_dict_has_the_published_names(name: str, head: str, tmp_path: 
     assert set(network.state_dict()) == set(hugging_face.read_weights(tmp_path))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_parameters_and_flops_are_those_of_the_built_model(name: str) -> None:
+VARIANTS = [(name, {}) for name in MODELS] + [
+    ("gpt", {"tie_embeddings": False, "attention_bias": "qkv"}),
+    ("gpt", {"attention_bias": "all", "mlp_bias": True, "qk_norm": True, "head_dim": 14}),
+    ("gpt2", {"tie_embeddings": False, "norm_order": "post"}),
+    ("gpt2", {"positions": "sinusoidal"}),
+    ("bert", {"positions": "sinusoidal", "norm_order": "pre", "token_types": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_parameters_and_flops_are_those_of_the_built_model(name: str, changes: dict[str, object]) -> None:
     model = catalog.load("models", name)
-    network = tiny(name, next(iter(model.HEADS))).eval()
+    network = tiny(name, next(iter(model.HEADS)), **changes).eval()
     assert model.parameters(network.config) == sum(p.numel() for p in network.parameters())
     batch = batch_for(network, rows=2, length=16)
     # torch's counter does not know the fused attention of CPUs, but the matrix products of the plain one.
@@ -139,6 +148,18 @@ def test_activation_checkpointing_changes_no_bit(name: str) -> None:
         loss_of(network, batch_for(network)).backward()
         gradients.append([p.grad.clone() for p in network.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_autocast_trains_packed_rows_in_bfloat16(name: str, head: str) -> None:
+    network = tiny(name, head).train()
+    batch = batch_for(network) | {"document_ids": (torch.arange(12) // 5).int().expand(3, -1)}
+    full = loss_of(network, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(network, batch)
+    loss.backward()
+    torch.testing.assert_close(loss, full, rtol=0.02, atol=0)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -180,9 +201,32 @@ def test_an_unknown_head_and_a_row_too_long_are_refused(name: str) -> None:
         ("bert", {"d_model": 250, "n_heads": 4}, "set d_model to 248 or 252"),
         ("gpt", {"n_heads": 4, "n_kv_heads": 3}, "set n_kv_heads to one of 1, 2, 4"),
         ("gpt", {"head_dim": 7}, "head_dim 7 is odd"),
+        ("gpt", {"rope_scaling": {"kind": "llama3", "factor": 2, "low_freq_factor": 4}}, "must be above"),
         ("gpt2", {"d_model": 33, "n_heads": 3, "positions": "sinusoidal"}, "needs an even d_model"),
     ],
 )
 def test_sizes_that_do_not_fit_are_explained(name: str, changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         catalog.load("models", name).Config(**{"vocab_size": 61} | changes)
+
+
+def test_the_pretraining_head_is_counted() -> None:
+    model = catalog.load("models", "bert")
+    network = tiny("bert", "pretraining")
+    assert model.parameters(network.config, "pretraining") == sum(p.numel() for p in network.parameters())
+
+
+def test_compiling_needs_no_break_and_changes_no_result() -> None:
+    """The whole step, packed, with activations computed again, as one graph."""
+    network = tiny("gpt", "language").train()
+    network.backbone.checkpoint_activations = True
+    documents = (torch.arange(12) // 5).int().expand(3, -1)
+    batch = batch_for(network) | {"document_ids": documents, "positions": (torch.arange(12) % 5).expand(3, -1)}
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for step in (loss_of, compiled):
+        network.zero_grad()
+        step(network, batch).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,42 @@ def test_decoders_agree_both_ways(kind: str, tmp_path: Path) -> None:
     assert not any(report.values()), report
     assert torch.equal(reopened.eval()(input_ids).logits, theirs(input_ids).logits)
     assert reopened.generation_config.eos_token_id == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(12))
+def test_random_decoders_open_in_transformers(seed: int, tmp_path: Path) -> None:
+    """Sizes and options drawn at random; those with no published class are drawn again."""
+    draw, model = random.Random(seed), catalog.load("models", "gpt")
+    while True:
+        groups, n_kv_heads = draw.choice([1, 2, 3]), draw.choice([1, 2, 4])
+        config = model.Config(
+            vocab_size=draw.randint(20, 90),
+            d_model=draw.randint(4, 12) * 4,
+            n_layers=draw.randint(1, 3),
+            n_heads=groups * n_kv_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=2 * draw.randint(2, 9),
+            d_ff=draw.randint(8, 70),
+            context=draw.randint(20, 50),
+            rope_theta=draw.choice([1e4, 1e6]),
+            norm_eps=draw.choice([1e-5, 1e-6]),
+            attention_bias=draw.choice(["none", "qkv", "all"]),
+            mlp_bias=draw.random() < 0.3,
+            qk_norm=draw.random() < 0.4,
+            tie_embeddings=draw.random() < 0.5,
+            initialiser_std=0.3,
+        )
+        if config.to_hugging_face("language")["model_type"] != "groundup_gpt":
+            break
+    network = create(model, config, "language", seed=seed)
+    randomise(network, seed)
+    hugging_face.save(tmp_path, network)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    input_ids = ids(config.vocabulary, length=20)
+    agree(network({"input_ids": input_ids}).logits, theirs.eval()(input_ids).logits)
+    assert hugging_face.load(tmp_path).config == config
 
 
 @torch.no_grad()

@@ -120,6 +120,25 @@ def test_bfloat16_features_are_summed_in_float32() -> None:
     assert (by_weight - wanted).norm() < 0.02 * wanted.norm()
 
 
+def test_autocast_multiplies_in_its_precision_and_sums_in_float32() -> None:
+    torch.manual_seed(0)
+    features, weight = torch.randn(64, 32, requires_grad=True), torch.randn(500, 32, requires_grad=True)
+    labels = torch.randint(0, 500, (64,))
+    expected = F.cross_entropy(F.linear(features, weight), labels, reduction="sum")
+    wanted = torch.autograd.grad(expected, [features, weight])
+
+    def summed(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return linear_cross_entropy(features, weight, labels, chunk=16)[0]
+
+    for function in (summed, torch.compile(summed, fullgraph=True, backend="aot_eager")):
+        total = function(features, weight, labels)
+        torch.testing.assert_close(total, expected.detach(), rtol=0.01, atol=0, check_dtype=True)
+        for ours, theirs in zip(gradients(total, [features, weight]), wanted, strict=True):
+            assert ours.dtype == torch.float32
+            assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_all_scores_are_never_held_at_once() -> None:
     """One operation's largest tensor, seen by torch's dispatcher, stays far below positions × vocabulary."""
     from torch.utils._python_dispatch import TorchDispatchMode
