@@ -141,7 +141,7 @@ def seconds_per_token(config: Config, model: Named) -> float:
     with tempfile.TemporaryDirectory() as folder:
         _stand_in("bpe" if config.task.name == "language_modeling" else "wordpiece", texts, Path(folder))
         tokenizer = Tokenizer.load(folder)
-        vocab_size = getattr(model, "vocab_size", None) or tokenizer.vocab_size
+        vocab_size = max(getattr(model, "vocab_size", None) or 0, tokenizer.vocab_size)
         tokens = max(2, rounded_batch(sized.batch_tokens, sized.context)) * sized.context
         little = _cut(texts, 2 * tokens + sized.context, tokenizer)
         found = measure(planned, sized, little, folder, vocab_size, 1)
@@ -158,11 +158,12 @@ def _sample(config: Config, inputs: Mapping[str, Known]) -> Iterator[tuple[Mater
     with tempfile.TemporaryDirectory() as scratch:
         folder = str(cutter.artifact.path) if cutter.artifact else scratch
         if cutter.artifact is None:
-            _stand_in(str(getattr(cutter.config, "kind", "bpe")), texts, Path(scratch))
+            wanted = min(SAMPLE_VOCABULARY, cutter.facts.get("vocab_size") or SAMPLE_VOCABULARY)
+            _stand_in(str(getattr(cutter.config, "kind", "bpe")), texts, Path(scratch), wanted)
         tokenizer = Tokenizer.load(folder)
         texts = _enough(texts, config.context, tokenizer)
         documents = Documents(texts, make_task(config, tokenizer).encode)
-        vocab_size = cutter.facts.get("vocab_size") or tokenizer.vocab_size
+        vocab_size = max(cutter.facts.get("vocab_size") or 0, tokenizer.vocab_size)
         yield Material(tokenizer, documents, None, vocab_size), folder, texts, is_whole
 
 
@@ -181,15 +182,14 @@ def _texts(data: Known) -> tuple[list[str], bool]:
     return found, len(found) == corpus.rows(part)
 
 
-def _stand_in(kind: str, texts: list[str], folder: Path) -> None:
+def _stand_in(kind: str, texts: list[str], folder: Path, size: int = SAMPLE_VOCABULARY) -> None:
     """Train a small tokenizer of a kind, as long as the real one is still to be made."""
-    size: int | None = SAMPLE_VOCABULARY
     while True:
         try:
             engine, _ = vocabulary.learn(vocabulary.Wish(kind, size, min_frequency=1), lambda: texts)
             break
         except DataError:
-            if size is None or size <= vocabulary.smallest(kind):
+            if size <= vocabulary.smallest(kind):
                 raise
             size = max(vocabulary.smallest(kind), size // 2)
     engine.save(str(folder / "tokenizer.json"))

@@ -85,7 +85,7 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def gemm_rate(device: str, dtype: torch.dtype, *, size: int = 0, budget_s: float = 0.15) -> float:
+def gemm_rate(device: str, dtype: torch.dtype, *, size: int = 0, budget_s: float = 0.08) -> float:
     """FLOP/s of a square matrix product, the best of as many as fit in the budget (at least three)."""
     size = size or (4096 if device == "cuda" else 768)
     a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))

@@ -144,6 +144,8 @@ def _child(pipe: Connection, build: Callable[..., Planned], arguments: tuple[Any
         pipe.send(asdict(in_this_process(build, *arguments)))
     except GroundupError as error:
         pipe.send(error)
+    except Exception as error:  # told to the parent, which has no other way to know
+        pipe.send(StageFailed(f"measuring a step failed: {type(error).__name__}: {error}"))
     finally:
         pipe.close()
 
