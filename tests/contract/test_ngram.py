@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.evaluation.ngram import NGram, fit
+from groundup.evaluation.ngram import NGram, fit, grow
 
 corpora = st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=6)
 
@@ -122,6 +123,16 @@ def test_documents_are_scored_alone_and_alike_in_every_order() -> None:
     np.testing.assert_allclose(chosen[0], together[2])
 
 
+def test_growing_gives_the_models_of_each_order_also_when_used_in_between() -> None:
+    rng = np.random.default_rng(1)
+    train = [rng.integers(0, 4, 300) for _ in range(20)]
+    probe = [rng.integers(0, 4, 200)]
+    whole = fit(train, symbols=4, max_order=4).document_nats(probe)
+    for model in islice(grow(train, symbols=4), 4):
+        nats = model.document_nats(probe, orders=[model.max_order])
+        assert nats[0, 0] == pytest.approx(whole[model.max_order - 1, 0])
+
+
 def test_unseen_symbols_cost_a_finite_amount() -> None:
     model = model_of([[0, 0, 0]], 3)
     nats = model.symbol_nats(np.array([3, 3, 3], np.int64), 3)
@@ -129,8 +140,10 @@ def test_unseen_symbols_cost_a_finite_amount() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="order"):
+    with pytest.raises(ValueError, match="at least one document"):
         fit([], symbols=4, max_order=2)
+    with pytest.raises(ValueError, match="order"):
+        fit([np.array([1])], symbols=4, max_order=0)
     with pytest.raises(ValueError, match="symbols must lie"):
         fit([np.array([5])], symbols=4, max_order=2)
 

@@ -57,8 +57,9 @@ class Config(StageSection):
     """How many outputs to show; of a causal model the last is without a prompt."""
     baselines: tuple[Baseline, ...] | None = None
     """Rivals beside the model; those that fit its task unless given."""
-    baseline_bytes: Bytes = 48_000_000
-    """The most training text the rivals read; the report says so where there is more."""
+    baseline_bytes: Bytes = 32_000_000
+    """The most training text the rivals read (n-grams need some 40 bytes of memory for each); the report says
+    so where there is more."""
     max_documents: PositiveCount | None = None
     """Measure on this many test documents, evenly spread; all unless given."""
     batch_tokens: PositiveCount = 8192
