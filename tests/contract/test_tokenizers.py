@@ -245,7 +245,7 @@ def test_forecast_learns_from_the_sample() -> None:
     assert not found.warnings and found.seconds and found.peak_bytes
     config, _ = parse(tokenize.Config, {"of": "corpus", "vocab_size": 4000})
     assert config is not None
-    assert "supports about" in tokenize.forecast(config, {"of": known}, "measured").warnings[0]
+    assert "support about" in tokenize.forecast(config, {"of": known}, "measured").warnings[0]
 
 
 def test_published_vocabularies_open(shared_data: Callable[[str], Path], tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ like (`report.json`, `report.md`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -18,10 +17,10 @@ from groundup.data.corpus import Corpus
 from groundup.errors import DataError, Interrupted, nearest
 from groundup.forecast import Forecast, Known
 from groundup.progress import Reporter, interrupt_requested
-from groundup.text import measures
+from groundup.text import measures, vocabulary_forecast
 from groundup.text.pipelines import KINDS, SPECIALS
 from groundup.text.tokenizers import Tokenizer
-from groundup.text.vocabulary import Survey, TooLarge, Wish, learn, smallest
+from groundup.text.vocabulary import Survey, Wish, learn, smallest
 from groundup.units import Bytes, PositiveCount
 
 READS = {"of": "corpus"}
@@ -31,10 +30,10 @@ HELD_OUT_BYTES = 2 << 20
 """Text on which bytes per token are measured."""
 TRAINING_BYTES = 16 << 20
 """Training text on which the use of entries is counted."""
-FORECAST_BYTES = 1 << 20
+FORECAST_BYTES = 3 << 17
 """Text from which a forecast learns a vocabulary to look at."""
-SECONDS_PER_MIB = {"bpe": 1.5, "unigram": 4.0, "wordpiece": 0.6, "characters": 0.1}
-"""Measured on two cores with unspaced Chinese, the slowest text; see bench/results/tokenize.md."""
+QUICK_BYTES = 1 << 17
+"""The same where plan must be quick."""
 
 
 class Config(StageSection):
@@ -135,46 +134,11 @@ def check(config: Config, inputs: Mapping[str, Known]) -> list[Mistake]:
     return [Mistake(("vocab_size",), what, "choose a smaller vocabulary or add text")]
 
 
-def forecast(config: Config, inputs: Mapping[str, Known], effort: str = "full") -> Forecast:
+def forecast(config: Config, inputs: Mapping[str, Known], effort: str) -> Forecast:
     """Bytes per token, from a vocabulary learnt on the sample; time and memory from measured rates."""
     known = inputs["of"]
-    sample = [text for text in known.facts.get("sample", ()) if text]
-    size = _train_bytes(known) or sum(len(text.encode("utf-8")) for text in sample)
-    found = Forecast(estimated=True, disk_bytes=100 * (config.vocab_size or 8192))
-    read = min(size, config.sample)
-    found.seconds = found.cpu_s = 1.0 + read / (1 << 20) * SECONDS_PER_MIB[config.kind]
-    found.peak_bytes = min(config.memory, (300 << 20) + 110 * read)
-    found.facts = {"vocab_size": config.vocab_size, "bytes_per_token": None}
-    if sample:
-        _look(config, sample, size, found)
-    return found
-
-
-def _look(config: Config, sample: list[str], size: int, found: Forecast) -> None:
-    """Learn from the sample, and say what the vocabulary would be like."""
-    texts = _first_bytes(sample, FORECAST_BYTES)
-    seen = sum(len(text.encode("utf-8")) for text in texts)
-    wish = config.wish()
-    engine, supported = _learn_most(wish, texts)
-    tokenizer = Tokenizer.of_roles(engine, SPECIALS[config.kind])
-    usage = measures.measure(tokenizer, texts, limit_bytes=FORECAST_BYTES, scripts=False)
-    found.facts = {"vocab_size": config.vocab_size or supported, "bytes_per_token": usage.bytes_per_token}
-    found.lines = [
-        ("vocabulary", f"{found.facts['vocab_size']:,} entries ({config.kind})"),
-        ("bytes per token", f"{usage.bytes_per_token:.2f}"),
-    ]
-    if config.vocab_size is not None and config.kind != "characters" and supported < config.vocab_size:
-        share = "all of the text" if seen >= size else f"the {seen:,} bytes looked at, of {size:,},"
-        found.warnings.append(f"vocab_size is {config.vocab_size}: {share} supports about {supported} entries")
-
-
-def _learn_most(wish: Wish, texts: list[str]) -> tuple[Any, int]:
-    """A tokenizer of the wished size, or of as many entries as the texts support."""
-    try:
-        engine, _ = learn(wish, lambda: texts)
-    except TooLarge as error:
-        engine, _ = learn(replace(wish, vocab_size=error.supported), lambda: texts)
-    return engine, engine.get_vocab_size()
+    texts = _first_bytes(known.facts.get("sample", ()), QUICK_BYTES if effort == "quick" else FORECAST_BYTES)
+    return vocabulary_forecast.forecast(config.wish(), texts, _train_bytes(known))
 
 
 def _write_report(tokenizer: Tokenizer, corpus: Corpus, split: str, survey: Survey, out: Draft) -> None:
@@ -201,8 +165,9 @@ def _texts(corpus: Corpus, split: str) -> Iterator[str]:
         yield from batch.column("text").to_pylist()
 
 
-def _first_bytes(texts: list[str], limit: int) -> list[str]:
-    taken, size = [], 0
+def _first_bytes(texts: Iterable[str], limit: int) -> list[str]:
+    taken: list[str] = []
+    size = 0
     for text in texts:
         if size >= limit:
             break

@@ -70,6 +70,8 @@ class Survey:
 
     slices: int = 0
     bytes: int = 0
+    distinct: int = 0
+    """Bytes of the distinct pieces, which is what the memory of learning follows."""
     whole: bool = True
     """Whether all of the text was read; otherwise it is a sample."""
     characters: Counter[str] = field(default_factory=Counter)
@@ -116,15 +118,19 @@ def too_large(wish: Wish, found: int) -> TooLarge:
     return error
 
 
-def survey_texts(wish: Wish, texts: Texts, engine: Tokenizer, progress: Progress) -> Survey:
+def room_for(memory_bytes: int) -> int:
+    """Bytes of distinct pieces that fit into some memory."""
+    return max(LEAST_ROOM, (memory_bytes - MEMORY_FLOOR) // MEMORY_PER_SYMBOL)
+
+
+def survey_texts(wish: Wish, texts: Texts, engine: Tokenizer, progress: Progress = lambda *_: None) -> Survey:
     """Read text until a limit is met: `sample_bytes` of it, or distinct pieces that fill `memory_bytes`."""
     found = Survey()
-    room = max(LEAST_ROOM, (wish.memory_bytes - MEMORY_FLOOR) // MEMORY_PER_SYMBOL)
+    room = room_for(wish.memory_bytes)
     pattern = _WORDS if wish.kind == "wordpiece" else _PIECES
     pieces: set[str] = set()
-    distinct = 0
     for text in slices(texts()):
-        if found.bytes >= wish.sample_bytes or distinct >= room:
+        if found.bytes >= wish.sample_bytes or found.distinct >= room:
             found.whole = False
             break
         clean = _normalised(engine, text) if wish.kind in ("wordpiece", "characters") else text
@@ -133,7 +139,7 @@ def survey_texts(wish: Wish, texts: Texts, engine: Tokenizer, progress: Progress
         found.bytes += len(text.encode("utf-8"))
         if wish.kind != "characters":
             fresh = set(pattern.findall(clean)) - pieces
-            distinct += sum(len(piece.encode("utf-8")) for piece in fresh)
+            found.distinct += sum(len(piece.encode("utf-8")) for piece in fresh)
             pieces |= fresh
         if found.slices % 256 == 0:
             progress("surveying", found.bytes, None)
