@@ -138,6 +138,11 @@ def test_a_column_that_is_not_there() -> None:
         source={"paths": "a.csv", "text_field": "body"}, split={"test": 0.5, "by": "group", "group": "author"}
     )
     assert "no column 'author'" in found.what
+    write("a.txt", "words\n")
+    split = {"test": 0.5, "by": "group", "group": "author"}
+    assert "is plain text, which has no column 'author'" in check(source={"paths": "a.txt"}, split=split)[0].what
+    for document in ("file", "line", "paragraph"):
+        fails("no value in 'author'", source={"paths": "a.txt", "document": document}, split=split)
     fails("has no column 'label2'", source={"paths": "a.csv", "text_field": "body", "keep": "label2"})
 
 

@@ -82,6 +82,11 @@ def _check_rows(source: Source, files: list[SourceFile], settings: Settings | No
     wanted = list(source.keep)
     if settings is not None:
         wanted += settings.split.columns
+    if wanted and files[0].kind == "text":
+        what = f"{files[0].name!r} is plain text, which has no column {wanted[0]!r}"
+        return [
+            Mistake((*path, "keep" if source.keep else "paths"), what, "use `group: folder`, or JSONL, CSV or Parquet")
+        ]
     try:
         for block in cut([source], [files[0]], 1 << 16, wanted):
             rows = read_rows(block, source, wanted)

@@ -72,7 +72,8 @@ def read_rows(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[R
         case "csv" | "tsv":
             rows = _table_rows(text, block, source, wanted)
         case _:
-            rows = _paragraphs(text) if source.document == "paragraph" else _lines(text)
+            pieces = _paragraphs(text) if source.document == "paragraph" else _lines(text)
+            rows = (Row(0, line, piece, extra=(None,) * len(wanted)) for line, piece in pieces)
     return rows if check is None else _flag(rows, check, broken)
 
 
@@ -133,13 +134,13 @@ def _document(number: int, data: bytes, source: Source, columns: int) -> Row:
         return Row(number, 1, "", f"broken {encoding.upper()} (at byte {error.start})")
 
 
-def _lines(text: str) -> Iterator[Row]:
+def _lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line and not line.isspace():
-            yield Row(0, number, line)
+            yield number, line
 
 
-def _paragraphs(text: str) -> Iterator[Row]:
+def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
     held: list[str] = []
     first = 1
     for number, line in enumerate(text.split("\n"), 1):
@@ -147,10 +148,10 @@ def _paragraphs(text: str) -> Iterator[Row]:
             first = first if held else number
             held.append(line)
         elif held:
-            yield Row(0, first, "\n".join(held))
+            yield first, "\n".join(held)
             held = []
     if held:
-        yield Row(0, first, "\n".join(held))
+        yield first, "\n".join(held)
 
 
 def count_lines(block: Block, source: Source) -> int:
