@@ -1,1 +1,9 @@
-"""Model families, one file each, under their published parameter names."""
+"""Models: one family, one file; the file's name is the recipe's name.
+
+A file exports `Config` (with `from_hugging_face` and `to_hugging_face`), `VERSION`, `PREFIX` (the
+backbone's published name), `build(config)`, `HEADS` (kind of head to a callable of config and backbone
+that returns the head's published module), `ARCHITECTURES` (kind of head to transformers' class),
+`MODEL_TYPES` (what it opens), `parameters`, `flops_per_token` and `TINY` (sizes for the contract
+tests). Where published tensors are not the module's own, it may export `TRANSPOSED`, `OLD_NAMES`,
+`NOT_WEIGHTS`, `TIED` and `OPTIONAL`; `checkpoints/hugging_face.py` reads them.
+"""
