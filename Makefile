@@ -2,7 +2,7 @@
 # needs there; constraints.txt holds the versions the test suite was run with.
 #
 #   make demo PYTHON=python3.12                                      another interpreter
-#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu       the small build of torch, without CUDA
+#   make demo TORCH_INDEX=URL                                        torch from another index
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -10,7 +10,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
-TORCH_PLACE = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+# Where there is no NVIDIA GPU, the CPU build is looked for first, wherever pip is told to look, then where
+# PyTorch keeps it; what is left is the ordinary one, which on Linux brings 4 GB of CUDA along.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+define install_torch
+	@set -e; pip() { $(1) -m pip install --disable-pip-version-check --quiet "$$@"; }; \
+	if test -n "$(TORCH_INDEX)"; then pip --index-url "$(TORCH_INDEX)" '$(TORCH)'; \
+	elif test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null; then \
+		pip '$(TORCH)+cpu' 2>/dev/null || pip --retries 0 --timeout 5 --index-url $(CPU_INDEX) '$(TORCH)' 2>/dev/null || pip '$(TORCH)'; \
+	else pip '$(TORCH)'; fi
+endef
 
 # Each test process computes on one thread, so that two of them share two cores.
 TEST_PROCESSES ?= 2
@@ -24,7 +34,7 @@ help:
 
 demo: $(VENV)/.core ## train and evaluate a language model on Python's own sources (six minutes on two cores)
 	$(BIN)/groundup run recipes/quickstart.yaml
-	$(BIN)/groundup generate runs/quickstart/base --prompt "def read_" --seed 7
+	$(BIN)/groundup generate runs/quickstart/base "def read_" --seed 7
 
 test: static ## every test, after the checks of style and types
 	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal
@@ -56,9 +66,7 @@ clean: ## remove caches and builds; keeps .venv, runs and the store of artefacts
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "groundup needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@command -v nvidia-smi >/dev/null || test -n "$(TORCH_INDEX)" || test "$$(uname)" != Linux || \
-		echo "no NVIDIA GPU here; if the download is large, stop and add TORCH_INDEX=https://download.pytorch.org/whl/cpu"
-	$(PIP) $(TORCH_PLACE) '$(TORCH)'
+	$(call install_torch,$(BIN)/python)
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt
@@ -76,12 +84,12 @@ $(VENV)/.docs: $(VENV)/.core
 # The rivals live apart: litgpt and transformers want different releases of the same libraries.
 .venv-bench/.done: pyproject.toml constraints.txt
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH_PLACE) '$(TORCH)'
+	$(call install_torch,.venv-bench/bin/python)
 	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	@touch $@
 
 .venv-litgpt/.done: constraints.txt bench/requirements-litgpt.txt
 	@test -x .venv-litgpt/bin/python || $(PYTHON) -m venv .venv-litgpt
-	.venv-litgpt/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH_PLACE) '$(TORCH)'
+	$(call install_torch,.venv-litgpt/bin/python)
 	.venv-litgpt/bin/python -m pip install --disable-pip-version-check --quiet '$(TORCH)' -r bench/requirements-litgpt.txt
 	@touch $@

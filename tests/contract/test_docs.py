@@ -239,7 +239,7 @@ def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GROUNDUP_")}
     environment |= {"PATH": here + os.pathsep + os.environ["PATH"], "TERM": "dumb"}
     done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        ["bash", "-c", "\n".join(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "my-model/runs/my-model/report/report.html").is_file()

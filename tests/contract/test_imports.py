@@ -18,6 +18,11 @@ from pathlib import Path
 
 import pytest
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +35,7 @@ NOUNS = {
 }  # fmt: skip
 GROUND = {"nn", "text", "data"}
 # The modules beside the folders: recipe, plan, runner, cli and the commands behind it.
-FRONT = {file.stem for file in PACKAGE.glob("*.py")} - BASE - {"__init__"}
+FRONT = {file.stem for file in PACKAGE.glob("*.py")} - BASE - {"__init__", "__main__"}
 
 # A place (a folder, or a module beside them) and the places it may import besides itself.
 # "evaluation.metrics" allows that part of evaluation only.
@@ -61,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "yaml": BASE,
     "recipe": BASE | {"yaml"},
     "__init__": BASE | FRONT - {"cli"},
+    "__main__": {"cli"},
 }
 
 # These answer before torch has been loaded, which takes seconds.
@@ -138,8 +144,11 @@ def place_of(module: str) -> str:
 
 def is_allowed(found: Import) -> bool:
     here, there = place_of(found.source), place_of(found.target)
+    if here == "stages" == there:
+        # A stage may be spread over files of its own, whose names begin with an underscore.
+        return "._" in found.source or "._" in found.target
     if here == there:
-        return here != "stages" or found.source == found.target
+        return True
     allowed = MAY_IMPORT.get(here, set())
     return there in allowed or any(found.target.startswith(part) for part in allowed if "." in part)
 
@@ -192,14 +201,22 @@ def test_torch_is_imported_only_where_it_is_used() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(resource is None, reason="this system does not count the processor time of children")
 def test_help_answers_at_once() -> None:
     command = [str(Path(sys.executable).with_name("groundup")), "--help"]
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
+    wall, cpu = [], []
+    for _ in range(5):
+        start, before = time.perf_counter(), children_seconds()
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TERM": "dumb"})
-        seconds.append(time.perf_counter() - start)
+        wall.append(time.perf_counter() - start)
+        cpu.append(children_seconds() - before)
         assert done.returncode == 0 and "plan" in done.stdout, done.stderr
-    print(f"groundup --help: {min(seconds):.3f} s at best, {sorted(seconds)[3]:.3f} s in the middle of seven")
-    # 0.3 s is the promise on an idle machine; tests run beside others and on slower ones.
-    assert min(seconds) < 0.6
+    print(f"groundup --help: {min(wall):.3f} s on the clock, {min(cpu):.3f} s of processor time")
+    # 0.3 s is the promise on an idle machine; beside other tests the clock says little, the processor more.
+    assert min(cpu) < 0.45
+
+
+def children_seconds() -> float:
+    """Processor time of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -42,7 +42,9 @@ def imported_by(folder: str) -> dict[str, str]:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in names:
                 found.setdefault(name.partition(".")[0], f"{file.relative_to(ROOT)}:{node.lineno}")
-    own = {path.stem for path in (ROOT / folder).rglob("*.py")} | {"groundup", "tests", "__future__", "", folder}
+    own = {"groundup", "tests", ""} | (
+        {path.stem for path in (ROOT / folder).rglob("*.py")} if folder != "src" else set()
+    )
     return {name: place for name, place in found.items() if name not in own and name not in sys.stdlib_module_names}
 
 
