@@ -170,7 +170,11 @@ def parse(section: type[S], data: Any, path: Path = ()) -> tuple[S | None, list[
     except ValidationError as error:
         # What is wrong inside a named section has been said already, and better.
         found = list(_explain(section, error, path))
-        mistakes += [m for m in found if m.path[: len(path) + 1] not in settled]
+        unknown = {d["loc"][0] for d in error.errors() if d["type"] == "extra_forbidden" and len(d["loc"]) == 1}
+        if unknown:
+            # With a key it does not know, pydantic leaves out the checks of the whole section.
+            found += parse(section, {k: v for k, v in values.items() if k not in unknown}, path)[1]
+        mistakes += [m for m in dict.fromkeys(found) if m.path[: len(path) + 1] not in settled]
         return None, mistakes
     return (None if mistakes else parsed), mistakes
 

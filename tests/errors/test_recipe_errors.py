@@ -152,6 +152,13 @@ def test_mistakes_name_what_would_be_right(old: str, new: str, expected: str) ->
     assert expected in message(GOOD.replace(old, new, 1))
 
 
+def test_an_unknown_key_hides_no_other_mistake() -> None:
+    text = message(GOOD.replace("d_model: 32, n_heads: 2", "d_model: 33, n_heads: 2, contxt: 3"))
+    assert "did you mean 'context'" in text
+    assert "d_model 33 cannot be shared" in text
+    assert text.startswith("2 mistakes")
+
+
 def test_an_override_replaces_a_value_and_is_named_in_its_mistakes() -> None:
     path = written(GOOD)
     assert load(path, ["stages.base.pretrain.tokens=20k"]).stages["base"].config.tokens == 20_000  # type: ignore[attr-defined]
