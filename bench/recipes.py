@@ -49,8 +49,12 @@ def collect(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, Any]:
         "seconds": {name: round(float(a.manifest["wall_s"]), 1) for name, a in artifacts.items()},
         "digests": {name: a.digest for name, a in artifacts.items()},
         "tokens": {name: a.manifest["tokens"] for name, a in models.items()},
-        "reports": {name: a.json("report.json") for name, a in reports.items()},
+        "reports": {name: _scores_only(a.json("report.json")) for name, a in reports.items()},
     }
+
+
+def _scores_only(report: dict[str, Any]) -> dict[str, Any]:
+    return {key: report[key] for key in ("name", "main_metric", "scores", "rivals")}
 
 
 def header(kept: dict[str, Any]) -> str:
@@ -66,14 +70,12 @@ def header(kept: dict[str, Any]) -> str:
 
 
 def scores(report: dict[str, Any]) -> list[str]:
-    """One line per score of a report, with its interval, and one per baseline."""
+    """One line per score of a report, with its interval, and one per rival."""
     lines = []
-    for metric, score in report["scores"].items():
-        interval = f" ({score['low']:.4g} to {score['high']:.4g})" if "low" in score else ""
-        lines.append(f"{metric} {score['value']:.4g}{interval}")
-    for baseline in report["baselines"]:
-        lines.append(f"beside it, {baseline['name']}: {baseline['metric']} {baseline['value']:.4g}")
-    return lines
+    for metric, found in report["scores"].items():
+        interval = f" ({found['low']:.4g} to {found['high']:.4g})" if found["low"] is not None else ""
+        lines.append(f"{metric} {found['estimate']:.4g}{interval}")
+    return lines + [f"beside it, {r['name']}: {r['metric']} {r['score']:.4g}" for r in report["rivals"]]
 
 
 def write(path: Path, kept: dict[str, Any]) -> None:
