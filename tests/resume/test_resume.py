@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.resume.conftest import Cell, Material
+from cells import Cell, Material
 
 SIZES = {"n_layers": 1, "d_model": 32, "n_heads": 2, "context": 32, "dropout": 0.1}
 STEPS = 110

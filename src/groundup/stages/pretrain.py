@@ -2,61 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import Field, SerializeAsAny, model_validator
 
 from groundup import config as sections
 from groundup.artifact import Artifact, Draft, Input
 from groundup.checkpoints import hugging_face
-from groundup.config import FromFolder, Mistake, Named
+from groundup.config import Mistake, Named
+from groundup.data import sample as sampling
 from groundup.data.corpus import Corpus
 from groundup.data.shards import Shards, open_or_build
 from groundup.data.workers import usable_cores
+from groundup.errors import DataError
 from groundup.forecast import Forecast, Known
-from groundup.stages import _pretraining_card as card
-from groundup.stages import _pretraining_forecast as forecasting
-from groundup.stages._pretraining import Assembly, Material, make_task
 from groundup.text.tokenizers import Tokenizer
+from groundup.training import card, outlook
 from groundup.training import choices as choosing
 from groundup.training import device as machine
 from groundup.training import log as logs
+from groundup.training.assembly import Assembly, Material, make_task, steps
 from groundup.training.loop import Result, train
-from groundup.training.settings import TrainingSection
-from groundup.units import PositiveCount, show_count
+from groundup.training.measure import Planned, measure
+from groundup.training.settings import ModelTrainingSection, rounded_batch
+from groundup.units import show_count
 
 READS = {"data": "corpus", "tokenizer": "tokenizer"}
 WRITES = "model"
 VERSION = 1
 
 
-class Config(TrainingSection):
+class Config(ModelTrainingSection):
     """Train a model from random weights."""
 
     data: str
     """The corpus to learn from: a `prepare` stage. Its train split, unless another is named."""
     tokenizer: str
     """What cuts the text: a `tokenize` stage."""
-    task: Annotated[SerializeAsAny[Named], FromFolder("tasks")]
-    """What is learned: language_modeling or masked_language_modeling."""
-    model: Annotated[SerializeAsAny[Named], FromFolder("models")]
-    """The model and its sizes; its vocabulary follows from the tokenizer."""
-    tokens: PositiveCount | None = None
-    """Tokens to train on; epochs follow from it. Either this or `epochs`."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    """Passes over the data; 1 if neither `tokens` nor `epochs` is given."""
-
-    @model_validator(mode="after")
-    def _one_extent(self) -> Self:
-        if self.tokens is not None and self.epochs is not None:
-            raise ValueError("give either `tokens` or `epochs`: each follows from the other")
-        return self
-
-    @property
-    def context(self) -> int:
-        """Tokens of a row: the model's context."""
-        return int(self.model.context)  # type: ignore[attr-defined]
 
 
 def run(config: Config, inputs: dict[str, Input], out: Draft) -> None:
@@ -88,17 +74,47 @@ def describe(assembly: Assembly) -> list[str]:
 
 def check(config: Config, inputs: dict[str, Known]) -> list[Mistake]:
     """Sizes, rates and extents that do not fit the data or each other."""
-    return forecasting.check(config, inputs)
+    return outlook.check(config, inputs)
 
 
 def forecast(config: Config, inputs: dict[str, Known], effort: str) -> Forecast:
-    """Parameters, tokens, FLOPs, memory, time, ledger and a rendered row; measured, unless effort is "quick"."""
-    return forecasting.forecast(config, inputs, effort)
+    """The forecast of a run; `effort` "measured" takes a few real steps in a process of their own.
+
+    Raises UserError for what cannot be built: a model without the task's head, data without labels.
+    """
+    counts = outlook.counts(config, inputs)
+    with _sample(config, inputs) as (material, folder, texts, is_whole):
+        choices = choosing.begin(config)
+        assembly = Assembly(config, material, choices)
+        in_sample = int(material.train.column("input_ids")[1][-1])
+        tokens = in_sample if is_whole else counts.get("tokens", in_sample)
+        total = steps(config, assembly.batch_rows, max(1, tokens // config.context))
+        found = Forecast(estimated=any(known.estimated for known in inputs.values()))
+        outlook.describe(found, assembly, total, tokens)
+        part = "" if is_whole else " (of a sample)"
+        found.tables[f"labels{part}"] = assembly.rows.ledger().table()
+        found.sample = assembly.task.render(assembly.rows.row(0, 0))
+        found.warnings = list(outlook.warnings(config, assembly, total, tokens))
+        if effort == "measured":
+            vocab_size = material.vocab_size or material.tokenizer.vocab_size
+            little = sampling.cut(texts, 2 * assembly.batch_tokens + 2 * config.context, material.tokenizer)
+            measured = measure(planned, config, little, folder, vocab_size, total)
+            outlook.add_measured(found, config, assembly, measured, total, inputs)
+    return found
 
 
 def seconds_per_token(config: Config, model: Named) -> float:
-    """Measured wall seconds per token of training `model` under a section's settings, on this machine."""
-    return forecasting.seconds_per_token(config, model)
+    """Measured wall seconds per token of training `model`; rows are this package's own sources."""
+    sized = config.model_copy(update={"model": model, "micro_batch_rows": "auto"})
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.parent.rglob("*.py"))[:60]]
+    with tempfile.TemporaryDirectory() as folder:
+        sampling.stand_in("bpe" if config.task.name == "language_modeling" else "wordpiece", texts, Path(folder))
+        tokenizer = Tokenizer.load(folder)
+        vocab_size = max(getattr(model, "vocab_size", None) or 0, tokenizer.vocab_size)
+        tokens = max(2, rounded_batch(sized.batch_tokens, sized.context)) * sized.context
+        little = sampling.cut(texts, 2 * tokens + sized.context, tokenizer)
+        found = measure(planned, sized, little, folder, vocab_size, 1)
+    return 1 / found.tokens_s
 
 
 def facts(artifact: Artifact) -> dict[str, Any]:
@@ -110,6 +126,35 @@ def facts(artifact: Artifact) -> dict[str, Any]:
         "vocab_size": described.get("vocab_size"),
         "tokens": artifact.manifest["tokens"],
     }
+
+
+def planned(config: Config, texts: list[str], tokenizer_folder: str, vocab_size: int, total: int) -> Planned:
+    """The run as it would begin, on a few documents; called in a process of its own."""
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    documents = sampling.Documents(texts, make_task(config, tokenizer).encode)
+    material = Material(tokenizer, documents, documents, vocab_size)
+    assembly = Assembly(config, material, choosing.begin(config), planned_steps=total)
+    choices = assembly.settle()
+    return Planned(assembly.job(), config, choices)
+
+
+@contextmanager
+def _sample(config: Config, inputs: Mapping[str, Known]) -> Iterator[tuple[Material, str, list[str], bool]]:
+    """Material to look at, the tokenizer's folder, the texts, and whether they are all there are."""
+    data, cutter = inputs["data"], inputs["tokenizer"]
+    texts, is_whole = sampling.texts_of(data)
+    if not texts:
+        raise DataError("there is no text to look at", where="data", fix="look at the prepare stage and its sources")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = str(cutter.artifact.path) if cutter.artifact else scratch
+        if cutter.artifact is None:
+            wanted = min(sampling.VOCABULARY, cutter.facts.get("vocab_size") or sampling.VOCABULARY)
+            sampling.stand_in(str(getattr(cutter.config, "kind", "bpe")), texts, Path(scratch), wanted)
+        tokenizer = Tokenizer.load(folder)
+        texts = sampling.enough(texts, config.context, tokenizer)
+        documents = sampling.Documents(texts, make_task(config, tokenizer).encode)
+        vocab_size = max(cutter.facts.get("vocab_size") or 0, tokenizer.vocab_size)
+        yield Material(tokenizer, documents, None, vocab_size), folder, texts, is_whole
 
 
 def _material(config: Config, inputs: dict[str, Input], out: Draft) -> Material:

@@ -10,7 +10,7 @@ import os
 import time
 from typing import Literal
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from groundup.errors import RecipeError

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
-from groundup.config import Section, StageSection
+from groundup.config import FromFolder, Named, Section, StageSection
 from groundup.training.log import SinkName
 from groundup.training.optimizers import AdamW, Amount, AnyOptimizer, Fraction
 from groundup.training.precision import Precision
@@ -95,6 +95,30 @@ class TrainingSection(StageSection):
     """Use only kernels that give the same bytes each time. On CUDA, false may be faster."""
     sinks: list[SinkName] = Field(default_factory=list)
     """Other tools that receive the figures as they come: tensorboard, mlflow."""
+
+
+class ModelTrainingSection(TrainingSection):
+    """What is trained, on how much, and how."""
+
+    task: Annotated[SerializeAsAny[Named], FromFolder("tasks")]
+    """What is learned, by the name of a task."""
+    model: Annotated[SerializeAsAny[Named], FromFolder("models")]
+    """The model and its sizes; its vocabulary follows from the tokenizer."""
+    tokens: PositiveCount | None = None
+    """Tokens to train on; epochs follow from it. Either this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data; 1 if neither `tokens` nor `epochs` is given."""
+
+    @model_validator(mode="after")
+    def _one_extent(self) -> Self:
+        if self.tokens is not None and self.epochs is not None:
+            raise ValueError("give either `tokens` or `epochs`: each follows from the other")
+        return self
+
+    @property
+    def context(self) -> int:
+        """Tokens of a row: the model's context."""
+        return int(self.model.context)  # type: ignore[attr-defined]
 
 
 def rounded_batch(batch_tokens: int, row_tokens: int) -> int:

@@ -6,65 +6,36 @@ what is measured is what is run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from groundup import catalog
 from groundup.data.loader import Batch, Loader
 from groundup.data.packing import Columns, Rows
 from groundup.nn.network import Network, create
-from groundup.text.tokenizers import Tokenizer
 from groundup.training import choices as choosing
 from groundup.training.choices import Choices, Extent
 from groundup.training.loop import Job
 from groundup.training.objective import Objective
-from groundup.training.settings import rounded_batch, validation_rows
-
-if TYPE_CHECKING:
-    from groundup.stages.pretrain import Config
+from groundup.training.settings import ModelTrainingSection, rounded_batch, validation_rows
 
 PREVIEW_TOKENS = 12
 """How much of a row is shown to name it."""
-
-
-class Documents:
-    """Encoded documents held in memory, readable like shards."""
-
-    def __init__(self, texts: Iterable[str], encode: Callable[[Mapping[str, Any]], dict[str, list[int]]]) -> None:
-        texts = list(texts)
-        encoded = [encode({"text": text, "id": i}) for i, text in enumerate(texts)]
-        self.documents = len(encoded)
-        self.bytes: NDArray[Any] = np.array([len(text.encode()) for text in texts], dtype=np.int64)
-        self._columns = {name: [found[name] for found in encoded] for name in (encoded[0] if encoded else ())}
-
-    @property
-    def tokens(self) -> int:
-        """The length of all `input_ids` together."""
-        return sum(map(len, self._columns.get("input_ids", [])))
-
-    def column(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """All values of a column end to end, and where each document begins."""
-        values = self._columns[name]
-        offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-        return np.array([item for value in values for item in value], dtype=np.int64), offsets
 
 
 @dataclass(frozen=True)
 class Material:
     """What is learned from: a tokenizer, encoded documents, and a vocabulary size (the tokenizer's or larger)."""
 
-    tokenizer: Tokenizer
+    tokenizer: Any
     train: Columns
     held_out: Columns | None = None
     vocab_size: int | None = None
 
 
-def make_task(config: Config, tokenizer: Tokenizer, *, label_smoothing: bool = True) -> Any:
+def make_task(config: ModelTrainingSection, tokenizer: Any, *, label_smoothing: bool = True) -> Any:
     """The task of a section, with a tokenizer and at the context of the section's model."""
     section = config.task
     if not label_smoothing and hasattr(section, "label_smoothing"):
@@ -72,7 +43,7 @@ def make_task(config: Config, tokenizer: Tokenizer, *, label_smoothing: bool = T
     return catalog.load("tasks", section.name).Task(section, tokenizer, config.context)
 
 
-def model_section(config: Config, vocab_size: int) -> Any:
+def model_section(config: ModelTrainingSection, vocab_size: int) -> Any:
     """The model's section with the vocabulary size filled in, if the recipe leaves it open."""
     given = getattr(config.model, "vocab_size", None)
     return config.model.model_copy(update={"vocab_size": given or vocab_size})
@@ -81,7 +52,9 @@ def model_section(config: Config, vocab_size: int) -> Any:
 class Assembly:
     """A section and material put together, each part made when it is first asked for."""
 
-    def __init__(self, config: Config, material: Material, choices: Choices, planned_steps: int | None = None) -> None:
+    def __init__(
+        self, config: ModelTrainingSection, material: Material, choices: Choices, planned_steps: int | None = None
+    ) -> None:
         """`planned_steps` replaces the number that follows from the rows, where these are only a sample."""
         self.config, self.material, self.choices = config, material, choices
         self.planned_steps = planned_steps
@@ -175,7 +148,7 @@ class Assembly:
         return f"row {index} ({self.material.tokenizer.decode(ids)!r}…)"
 
 
-def steps(config: Config, batch_rows: int, rows: int) -> int:
+def steps(config: ModelTrainingSection, batch_rows: int, rows: int) -> int:
     """The updates that a section's tokens or epochs come to, at least one."""
     batch_tokens = batch_rows * config.context
     if config.tokens is not None:
