@@ -3,11 +3,11 @@
     python bench/prepare.py --gigabytes 2        # memory: summed over all processes, near-duplicates included
     python bench/prepare.py --rival              # speed and memory beside datasets.map with the same tokenizer
 
-The text is generated: half English-like words, half Chinese characters, both by Zipf's law, in
+The text for memory is generated: half English-like words, half Chinese characters, both by Zipf's law, in
 documents of one to eight kilobytes as JSON Lines; every tenth document repeats an earlier one with a few
 words changed, every twentieth exactly. Memory is the proportional set size (PSS) of the process tree,
 which counts shared pages once, sampled five times a second; resident sets (RSS) are given beside it.
-`--rival` needs `datasets` and `tokenizers` in an environment of their own, without torch:
+The text for the comparison is real: the sources of Python's standard library, one a row. `--rival` needs `datasets` and `tokenizers` in an environment of their own, without torch:
 
     python -m venv .venv-bench && .venv-bench/bin/pip install datasets tokenizers psutil
 """
@@ -171,12 +171,27 @@ def print_table(header: list[str], rows: list[tuple[str, ...]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
-def bench_rival(megabytes: float, folder: Path) -> None:
+def write_library(path: Path) -> int:
+    """Write the sources of the standard library as JSON Lines; returns their number."""
+    import sysconfig
+
+    count = 0
+    library = Path(sysconfig.get_path("stdlib"))
+    with path.open("w", encoding="utf-8") as file:
+        for source in sorted(library.rglob("*.py")):
+            if not {"site-packages", "dist-packages"} & set(source.parts):
+                text = source.read_bytes().decode("utf-8", "ignore")
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+                count += 1
+    return count
+
+
+def bench_rival(folder: Path) -> None:
     python = ROOT / ".venv-bench" / "bin" / "python"
     if not python.exists():
         raise SystemExit(__doc__.split("\n\n")[-1] if __doc__ else "")
     source = folder / "rows.jsonl"
-    write_corpus(source, int(megabytes * 1e6))
+    write_library(source)
     size = source.stat().st_size
     tokenizer = folder / "tokenizer.json"
     train_tokenizer(source, tokenizer)
@@ -196,7 +211,8 @@ def bench_rival(megabytes: float, folder: Path) -> None:
         rows.append(
             (name, spread, f"{size / 1e6 / seconds[1]:.1f} MB/s", f"{memory / 1e6:,.0f} MB", runs[-1]["output"])
         )
-    print_table(["prepare + tokenize", "median of 3", "speed", "peak PSS", "tokens"], rows)
+    print(f"{size / 1e6:.1f} MB of JSON Lines")
+    print_table(["prepare + tokenize", "median of 3 (range)", "speed", "peak PSS", "tokens"], rows)
 
 
 class Encode:
@@ -283,7 +299,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gigabytes", type=float, help="memory benchmark with this much text")
     parser.add_argument("--rival", action="store_true", help="compare with datasets.map")
-    parser.add_argument("--megabytes", type=float, default=200, help="text for --rival")
     parser.add_argument("--child-prepare", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--child-ours", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--child-rival", nargs=3, help=argparse.SUPPRESS)
@@ -301,7 +316,7 @@ def main() -> None:
         if asked.gigabytes:
             bench_memory(asked.gigabytes, Path(folder))
         if asked.rival:
-            bench_rival(asked.megabytes, Path(folder))
+            bench_rival(Path(folder))
 
 
 if __name__ == "__main__":

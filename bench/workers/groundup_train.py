@@ -83,8 +83,8 @@ def main() -> None:
     job = read_job(sys.argv[1])
     import groundup
     from groundup.checkpoints import hugging_face
-    from groundup.stages._pretraining import Assembly, Material
     from groundup.training import choices as choosing
+    from groundup.training.assembly import Assembly, Material
     from groundup.training.log import Log
     from groundup.training.loop import train
 

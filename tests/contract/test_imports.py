@@ -144,11 +144,8 @@ def place_of(module: str) -> str:
 
 def is_allowed(found: Import) -> bool:
     here, there = place_of(found.source), place_of(found.target)
-    if here == "stages" == there:
-        # A stage may be spread over files of its own, whose names begin with an underscore.
-        return "._" in found.source or "._" in found.target
     if here == there:
-        return True
+        return here != "stages"  # what two stages share belongs to a noun
     allowed = MAY_IMPORT.get(here, set())
     return there in allowed or any(found.target.startswith(part) for part in allowed if "." in part)
 
