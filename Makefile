@@ -47,9 +47,11 @@ static: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv-bench/.done .venv-litgpt/.done ## side by side with the rivals, on an idle machine (an hour and more)
-	.venv-bench/bin/python bench/pretrain.py --model gpt2-14m
-	.venv-bench/bin/python bench/pretrain.py --model llama-34m
+bench: $(VENV)/.core .venv-bench/.done .venv-litgpt/.done ## side by side with the rivals, on an idle machine (an hour and more)
+	.venv-bench/bin/python bench/pretrain.py --model gpt2-14m --model llama-34m
+	$(BIN)/python bench/plan.py
+	$(BIN)/python bench/prepare.py --gigabytes 2
+	$(BIN)/python bench/prepare.py --rival
 
 results: $(VENV)/.core ## run the shipped recipes and write their scores into their headers
 	$(BIN)/python bench/recipes.py
