@@ -1,14 +1,22 @@
-"""A corpus and tokenizers to train on, made once."""
+"""A corpus and tokenizers to train on, made once; and the real command line, to be stopped at will."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cells import Material
 
 import groundup
-from groundup.artifact import Artifact, Store
+from groundup.artifact import Artifact, Store, open_artifact
 from groundup.data.corpus import Corpus
 from groundup.runner import run
 from groundup.text import vocabulary
@@ -23,6 +31,121 @@ stages:
       split: {{validation: 20%, test: 0%}}
 """
 KINDS = {"gpt": "bpe", "bert": "wordpiece"}
+
+
+@dataclass(frozen=True)
+class Material:
+    """Artefacts that cells read."""
+
+    corpus: Path
+    tokenizers: dict[str, Path]
+
+
+@dataclass
+class Cell:
+    """One recipe in a folder of its own, run by the real command line."""
+
+    folder: Path
+    section: dict[str, Any]
+    starts: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        recipe = {"groundup": 1, "name": "cell", "seed": 5, "stages": {"base": {"pretrain": self.section}}}
+        # JSON is YAML.
+        (self.folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"GROUNDUP_STORE": str(self.folder / "store"), "OMP_NUM_THREADS": "1"}
+
+    def start(self) -> subprocess.Popen[str]:
+        """`groundup run recipe.yaml`, started."""
+        self.starts += 1
+        command = [sys.executable, "-W", "error::ResourceWarning", "-m", "groundup", "run", "recipe.yaml", "--json"]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def finish(self) -> str:
+        """Run to the end; the digest of the weights."""
+        process = self.start()
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        self.notes += [line["text"] for line in _objects(output) if line.get("event") == "note"]
+        return str(self.artifact.manifest["files"]["model.safetensors"]["sha256"])
+
+    @property
+    def artifact(self) -> Artifact:
+        return open_artifact(self.folder / "runs" / "cell" / "base")
+
+    @property
+    def state(self) -> Path | None:
+        """The folder of the unfinished run's state, once it is there."""
+        found = [p.parent for p in (self.folder / "store" / "unfinished").glob("*/choices.json")]
+        return found[0] if found else None
+
+    def stop_when(self, moment: Callable[[Cell], bool], number: signal.Signals) -> int:
+        """Start, send a signal at a moment, wait for the end; the exit code."""
+        process = self.start()
+        end = time.monotonic() + 120
+        while process.poll() is None and not moment(self):
+            assert time.monotonic() < end, "the moment never came"
+            time.sleep(0.0005)
+        assert process.poll() is None, f"it ended before it was to be stopped: {process.communicate()[0]}"
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        self.notes.append(output)
+        return process.returncode
+
+    def kill_while_saving(self, after: int) -> None:
+        """Start, and kill it with a state half written, some time after a step."""
+        process = self.start()
+        end = time.monotonic() + 120
+        while True:
+            assert time.monotonic() < end and process.poll() is None, "no state was written in time"
+            if self.steps_logged() >= after and self.is_saving():
+                # Frozen first, so that what is seen is what is killed.
+                process.send_signal(signal.SIGSTOP)
+                if self.is_saving():
+                    break
+                process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.communicate(timeout=60)
+        assert self.is_saving(), "the half-written state should still lie there"
+
+    def steps_logged(self) -> int:
+        """How many lines of figures there are by now."""
+        path = self.state / "log" / "metrics.jsonl" if self.state else None
+        return path.read_bytes().count(b'"lr"') if path and path.exists() else 0
+
+    def is_saving(self) -> bool:
+        """Whether a state is being written right now."""
+        return self.state is not None and any(self.state.glob(".partial-*"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The finished run's figures, without those that depend on the clock."""
+        lines = self.artifact.file("log/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in ("tokens_s", "mfu")} for line in lines]
+
+
+def _objects(output: str) -> list[dict[str, Any]]:
+    found = []
+    for line in output.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+@pytest.fixture
+def new_cell() -> type[Cell]:
+    """`new_cell(folder, section)`: a recipe of its own; see `Cell`."""
+    return Cell
 
 
 @pytest.fixture(scope="session")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cells import Cell, Material
 
 from groundup.checkpoints import hugging_face
 from groundup.text.tokenizers import Tokenizer
 
 
-def test_transformers_opens_what_pretraining_wrote(material: Material, tmp_path: Path) -> None:
+def test_transformers_opens_what_pretraining_wrote(material: Any, new_cell: Any, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the test oracle is not installed")
-    cell = Cell(
+    cell = new_cell(
         tmp_path,
         {
             "data": str(material.corpus),

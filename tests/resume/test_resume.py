@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import Cell, Material
 
 SIZES = {"n_layers": 1, "d_model": 32, "n_heads": 2, "context": 32, "dropout": 0.1}
 STEPS = 110
@@ -22,7 +21,7 @@ MATRIX = [(m, a, p) for m in ("gpt", "bert") for a in (1, 3) for p in ("packed",
 SMOKE = {("gpt", 3, "packed"), ("bert", 1, "plain")}
 
 
-def section(material: Material, model: str, accumulation: int, packing: str) -> dict[str, Any]:
+def section(material: Any, model: str, accumulation: int, packing: str) -> dict[str, Any]:
     """A recipe section that uses much of what has state: averages, momentum, dropout, early stopping."""
     tasks: dict[tuple[str, str], dict[str, Any]] = {
         ("gpt", "packed"): {"name": "language_modeling", "packing": "documents"},
@@ -54,13 +53,13 @@ def section(material: Material, model: str, accumulation: int, packing: str) -> 
     [pytest.param(*cell, marks=pytest.mark.smoke) if cell in SMOKE else cell for cell in MATRIX],
 )
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(
-    model: str, accumulation: int, packing: str, material: Material, tmp_path: Path
+    model: str, accumulation: int, packing: str, material: Any, new_cell: Any, tmp_path: Path
 ) -> None:
     wanted = section(material, model, accumulation, packing)
-    whole = Cell(tmp_path / "whole", wanted)
+    whole = new_cell(tmp_path / "whole", wanted)
     digest = whole.finish()
 
-    broken = Cell(tmp_path / "broken", wanted)
+    broken = new_cell(tmp_path / "broken", wanted)
     chance = random.Random(f"{model} {accumulation} {packing}")
     stop_anywhere(broken, chance, 1, 30)
     stop_gently(broken, chance, 35, 50)
@@ -77,13 +76,13 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     assert any("is damaged" in note for note in broken.notes), "the truncated state was not noticed"
 
 
-def stop_anywhere(cell: Cell, chance: random.Random, first: int, last: int) -> None:
+def stop_anywhere(cell: Any, chance: random.Random, first: int, last: int) -> None:
     """SIGKILL a few milliseconds after some step."""
     step = chance.randint(first, last)
     cell.stop_when(lambda c: c.steps_logged() >= step and not time.sleep(chance.random() / 50), signal.SIGKILL)
 
 
-def stop_gently(cell: Cell, chance: random.Random, first: int, last: int) -> None:
+def stop_gently(cell: Any, chance: random.Random, first: int, last: int) -> None:
     """SIGTERM: the state is saved, the exit code says so, the message how to go on."""
     step = chance.randint(first, last)
     code = cell.stop_when(lambda c: c.steps_logged() >= step, signal.SIGTERM)
@@ -91,7 +90,7 @@ def stop_gently(cell: Cell, chance: random.Random, first: int, last: int) -> Non
     assert "run the same command again" in cell.notes[-1]
 
 
-def truncate_newest(cell: Cell) -> None:
+def truncate_newest(cell: Any) -> None:
     """Cut the newest state file in half, as a disk that lies about flushing would."""
     assert cell.state is not None
     newest = max(cell.state.glob("step-*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ class Documents:
     """Encoded documents held in memory, readable like shards."""
 
     def __init__(self, texts: Iterable[str], encode: Callable[[Mapping[str, Any]], dict[str, list[int]]]) -> None:
-        texts = list(texts)
+        texts, start = list(texts), time.process_time()
         encoded = [encode({"text": text, "id": i}) for i, text in enumerate(texts)]
         self.documents = len(encoded)
         self.bytes: NDArray[Any] = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        self.encode_s = time.process_time() - start
+        """CPU time that encoding took."""
         self._columns = {name: [found[name] for found in encoded] for name in (encoded[0] if encoded else ())}
 
     @property

@@ -100,6 +100,8 @@ def forecast(config: Config, inputs: dict[str, Known], effort: str) -> Forecast:
             little = sampling.cut(texts, 2 * assembly.batch_tokens + 2 * config.context, material.tokenizer)
             measured = measure(planned, config, little, folder, vocab_size, total)
             outlook.add_measured(found, config, assembly, measured, total, inputs)
+            assert isinstance(material.train, sampling.Documents), "a sample is held in memory"
+            outlook.add_encoding(found, material.train, inputs)
     return found
 
 

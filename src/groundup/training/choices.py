@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from groundup.artifact import write_whole
 from groundup.errors import StageFailed
 from groundup.progress import Reporter
+from groundup.training import checkpoint
 from groundup.training import device as machine
 from groundup.training import objective as objectives
 from groundup.training import precision as precisions
@@ -75,13 +76,14 @@ class Extent:
 def begin(settings: TrainingSection) -> Choices:
     """Device, threads and determinism, settled and switched on."""
     device = machine.pick(settings.device)
-    choices = Choices(
+    deterministic = settings.deterministic and device != "mps"
+    machine.reserve_workspace(deterministic, device)
+    return Choices(
         device=device,
         device_words=machine.describe(device),
         threads=machine.use_threads(settings.threads),
-        deterministic=settings.deterministic and device != "mps",
+        deterministic=deterministic,
     )
-    return choices
 
 
 def settle(
@@ -114,9 +116,8 @@ def recall(folder: Path, reporter: Reporter) -> Choices | None:
     Raises StageFailed if they cannot be kept here. Other versions or another processor are noted:
     the run goes on, but its bytes may differ from those of an uninterrupted one.
     """
-    try:
-        choices = Choices(**json.loads((folder / NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    choices = _read(folder, reporter)
+    if choices is None:
         return None
     if choices.device not in machine.available():
         here = ", ".join(machine.available())
@@ -125,10 +126,20 @@ def recall(folder: Path, reporter: Reporter) -> Choices | None:
             where=str(folder),
             fix="go on where it began, or start anew with --fresh",
         )
+    machine.reserve_workspace(choices.deterministic, choices.device)
     machine.use_threads(choices.threads)
     for what, then, now in differences(choices):
         reporter.note(f"the run began with {what} {then}, this is {now}: the result may differ in its last bits")
     return choices
+
+
+def _read(folder: Path, reporter: Reporter) -> Choices | None:
+    """The kept choices; those in the newest state where the file is damaged."""
+    try:
+        return Choices(**json.loads((folder / NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        found = checkpoint.newest(folder, reporter)
+        return Choices(**found.data["choices"]) if found else None
 
 
 def differences(choices: Choices) -> list[tuple[str, str, str]]:

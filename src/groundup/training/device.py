@@ -51,10 +51,15 @@ def use_threads(wanted: int | Literal["auto"]) -> int:
     return torch.get_num_threads()
 
 
+def reserve_workspace(deterministic: bool, device: str) -> None:
+    """Give cuBLAS the fixed workspace that reproducible products need; it reads this at its first product."""
+    if deterministic and device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def make_deterministic(wanted: bool, device: str) -> None:
     """Switch torch to reproducible kernels, or not."""
     if wanted and device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(wanted)
     # That switch would also fill every new tensor with NaN; nothing here reads uninitialised memory.

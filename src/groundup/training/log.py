@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from groundup.artifact import write_whole
-from groundup.errors import MissingExtra
+from groundup.errors import MissingExtra, UserError
 
 SinkName = Literal["tensorboard", "mlflow"]
 METRICS, TEXT = "metrics.jsonl", "train.log"
@@ -44,8 +44,12 @@ class Log:
         """Add one line to `metrics.jsonl`. Steps are counted from 1: after the first update it is 1."""
         self.metrics.write(json.dumps({"step": step} | figures) + "\n")
         self.metrics.flush()
-        for sink in self.sinks:
-            sink.write(step, figures)
+        for sink in list(self.sinks):
+            try:
+                sink.write(step, figures)
+            except Exception as error:  # another tool's trouble must not end a training run
+                self.sinks.remove(sink)
+                self.say(f"a sink is given up, training goes on: {type(sink).__name__}: {error}")
 
     def say(self, text: str) -> None:
         """Add a line with the time to `train.log`."""
@@ -59,9 +63,21 @@ class Log:
             os.fsync(file.fileno())
 
     def begin(self, step: int, evaluated: int) -> None:
-        """Go on after a step: what was logged of later ones is cut, and the sinks are opened there."""
+        """Go on after a step: what was logged of later ones is cut, and the sinks are opened there.
+
+        Raises UserError for a sink that cannot be opened, with what it says.
+        """
         self.cut(step, evaluated)
-        self.sinks = [SINKS[sink](self.folder, step, self.name) for sink in self.wanted]
+        self.sinks = [self._opened(sink, step) for sink in self.wanted]
+
+    def _opened(self, name: SinkName, step: int) -> Sink:
+        try:
+            return SINKS[name](self.folder, step, self.name)
+        except UserError:
+            raise
+        except Exception as error:
+            fix = f"follow what it says, or take {name!r} out of `sinks`"
+            raise UserError(f"the sink {name!r} cannot be opened: {error}", where="sinks", fix=fix) from error
 
     def cut(self, step: int, evaluated: int) -> None:
         """Forget the figures of steps after `step`, and validations of steps after `evaluated`."""

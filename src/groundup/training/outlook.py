@@ -13,6 +13,9 @@ import torch
 
 from groundup import catalog, units
 from groundup.config import Mistake
+from groundup.data.sample import Documents
+from groundup.data.shards import SMALL_BYTES
+from groundup.data.workers import usable_cores
 from groundup.errors import GroundupError
 from groundup.forecast import Forecast, Known
 from groundup.nn.network import Network
@@ -156,6 +159,18 @@ def add_measured(
         ("micro-batch", f"{rows} rows, {choices['micro_batches']} a step ({reasons['micro_batches']})"),
         ("speed", f"{units.show_count(measured.tokens_s)} tokens/s measured"),
     ]
+
+
+def add_encoding(found: Forecast, sample: Documents, inputs: Mapping[str, Known]) -> None:
+    """The time of turning text into shards, at the rate at which a sample was encoded.
+
+    A run that finds the shards in the store saves it.
+    """
+    sizes = inputs["data"].facts.get("bytes", {})
+    total = sizes.get(inputs["data"].part or "train", 0) + sizes.get("validation", 0)
+    cpu_s = sample.encode_s * total / max(1, int(sample.bytes.sum()))
+    found.cpu_s = (found.cpu_s or 0) + cpu_s
+    found.seconds = (found.seconds or 0) + (cpu_s if total < SMALL_BYTES else cpu_s / usable_cores())
 
 
 def _validations(
