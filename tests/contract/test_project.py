@@ -42,9 +42,9 @@ def imported_by(folder: str) -> dict[str, str]:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in names:
                 found.setdefault(name.partition(".")[0], f"{file.relative_to(ROOT)}:{node.lineno}")
-    own = {"groundup", "tests", ""} | (
-        {path.stem for path in (ROOT / folder).rglob("*.py")} if folder != "src" else set()
-    )
+    own = {"groundup", "tests", ""}
+    if folder != "src":  # test modules import their helpers, and the benches, by bare names
+        own |= {path.stem for place in (folder, "bench") for path in (ROOT / place).rglob("*.py")}
     return {name: place for name, place in found.items() if name not in own and name not in sys.stdlib_module_names}
 
 
