@@ -16,7 +16,7 @@ from groundup import plan
 from groundup.artifact import Artifact, Store, open_artifact
 from groundup.console import COLOURS, show_figure
 from groundup.recipe import load
-from groundup.units import show_seconds
+from groundup.units import show_bytes, show_count, show_seconds
 
 CURVES = "log/metrics.jsonl"
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -49,7 +49,7 @@ def as_data(what: Path) -> dict[str, Any]:
 
 
 def print_run(console: Console, artifacts: Mapping[str, Artifact]) -> None:
-    """One line per stage of a finished run, and what to type next."""
+    """One line per stage of a finished run, each report's scores and a sample, and what to type next."""
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "time", "tokens/s", "result"):
         table.add_column(name, justify="right" if name in ("time", "tokens/s") else "left")
@@ -59,10 +59,39 @@ def print_run(console: Console, artifacts: Mapping[str, Artifact]) -> None:
         rate = show_figure("tokens", round(speed)) if speed else ""
         table.add_row(name, show_seconds(manifest["wall_s"]), rate, escape(headline(artifact)))
     console.print(table)
+    for artifact in artifacts.values():
+        if artifact.kind == "report":
+            print_scores(console, artifact.json("report.json"))
     for name, artifact in artifacts.items():
         hint = next_step(name, artifact)
         if hint:
             console.print(f"[dim]next:[/] {escape(hint)}", soft_wrap=True)
+
+
+def print_scores(console: Console, report: Mapping[str, Any]) -> None:
+    """The main score of a report beside its rivals', each with its interval, and one sample."""
+    metric = report["main_metric"]
+    table = Table(box=None, pad_edge=False)
+    for name in (metric.replace("_", " "), "", "95% interval", "trained on"):
+        table.add_column(name, justify="right" if name != metric.replace("_", " ") else "left")
+    own = report["scores"][metric]
+    table.add_row("[bold]this model[/]", f"{own['estimate']:.3f}", _between(own), "")
+    for rival in report["rivals"]:
+        if rival["metric"] == metric:
+            read = show_bytes(rival["trained_bytes"]) if rival["trained_bytes"] else ""
+            table.add_row(escape(rival["name"]), f"{rival['score']:.3f}", _between(rival["interval"]), read)
+    console.print()
+    console.print(table)
+    sample: Mapping[str, Any] = next(iter(report["samples"]), {})
+    if sample.get("kind") == "continuation":
+        console.print("\n[dim]a sample, the prompt dim:[/]")
+        console.print(f"[dim]{escape(sample['prompt'])}[/]{escape(sample['text'])}\n")
+
+
+def _between(interval: Mapping[str, Any] | None) -> str:
+    if interval is None or interval["low"] is None:
+        return ""
+    return f"{interval['low']:.3f} to {interval['high']:.3f}"
 
 
 def headline(artifact: Artifact) -> str:
@@ -70,6 +99,8 @@ def headline(artifact: Artifact) -> str:
     metrics = artifact.metrics
     if isinstance(metrics.get("headline"), str):
         return str(metrics["headline"])
+    if isinstance(metrics.get("documents"), dict):
+        return "  ".join(f"{split} {show_count(count)}" for split, count in metrics["documents"].items()) + " documents"
     plain = {k: v for k, v in metrics.items() if isinstance(v, int | float) and k != "tokens_s"}
     return "  ".join(f"{key} {show_figure(key, value)}" for key, value in list(plain.items())[:4])
 

@@ -81,11 +81,9 @@ def verdict(data: Mapping[str, Any], rival: Mapping[str, Any]) -> str:
 
 
 def short(data: Mapping[str, Any]) -> str:
-    """Score and rivals in one line, for the table of a run."""
+    """The score in one line, for the table of a run."""
     name = data["main_metric"]
-    own = f"{interval(name, data['scores'][name])} {NAMES.get(name, name)}"
-    rivals = [f"{r['name']} {figure(name, r['score'])}" for r in data["rivals"] if r["metric"] == name]
-    return f"{own}; {', '.join(rivals)}" if rivals else own
+    return f"{interval(name, data['scores'][name])} {NAMES.get(name, name)}"
 
 
 def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
