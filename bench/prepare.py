@@ -7,7 +7,8 @@ The text for memory is generated: half English-like words, half Chinese characte
 documents of one to eight kilobytes as JSON Lines; every tenth document repeats an earlier one with a few
 words changed, every twentieth exactly. Memory is the proportional set size (PSS) of the process tree,
 which counts shared pages once, sampled five times a second; resident sets (RSS) are given beside it.
-The text for the comparison is real: the sources of Python's standard library, one a row. `--rival` needs `datasets` and `tokenizers` in an environment of their own, without torch:
+The text for the comparison is real: the sources of Python's standard library, one a row. It needs
+`datasets` and `tokenizers` in an environment of their own:
 
     python -m venv .venv-bench && .venv-bench/bin/pip install datasets tokenizers psutil
 """

@@ -29,7 +29,7 @@ from groundup.data.sources import Source, SourceFile, find_files
 from groundup.data.splits import SPLITS
 from groundup.errors import DataError
 from groundup.forecast import Forecast
-from groundup.text.duplicate_clusters import Likeness, candidates, duplicates, spread, verified
+from groundup.text.duplicate_clusters import PART_ENTRIES, Likeness, candidates, duplicates, spread, verified
 from groundup.text.duplicates import band_hashes, bands_for
 from groundup.units import show_bytes, show_count, show_seconds
 
@@ -39,8 +39,12 @@ _SAMPLE_TEXTS = 1 << 20
 _PROBED_FILES = 2000
 _START_S = 1.0
 """Seconds for processes to start and import what they need."""
-_PROCESS_BYTES = 150 << 20
-"""Memory of a process with its libraries and a block of text; measured by bench/prepare.py."""
+_PROCESS_BYTES = 120 << 20
+"""Memory of a process with its libraries; this and the next two from bench/prepare.py at 0.2 and 2 GB."""
+_RECORD_BYTES = 180
+"""Memory of a document's record and signature while duplicates are sought."""
+_ENTRY_BYTES = 48
+"""Memory of a key while keys are sorted."""
 
 Path_ = tuple[str | int, ...]
 
@@ -146,11 +150,18 @@ def forecast(settings: Settings) -> Forecast:
         lines=_lines(settings, files, found, sampled, processes, seconds),
         seconds=seconds,
         cpu_s=cpu_s,
-        peak_bytes=(processes + (processes > 1)) * _PROCESS_BYTES + processes * 8 * block_bytes(total),
+        peak_bytes=_peak(job, processes, total, sum(found["documents"].values())),
         disk_bytes=int(text * 1.1),
         warnings=_warnings(sampled),
         estimated=True,
     )
+
+
+def _peak(job: Job, processes: int, total: int, documents: int) -> int:
+    """Memory of all processes together, at the fullest moment."""
+    keys = documents * (1 + (bands_for(job.threshold).count if job.threshold is not None else 0))
+    choosing = documents * _RECORD_BYTES + min(PART_ENTRIES, keys) * _ENTRY_BYTES
+    return (processes + (processes > 1)) * _PROCESS_BYTES + processes * 8 * block_bytes(total) + choosing
 
 
 def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -> _Sampled:
