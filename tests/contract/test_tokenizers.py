@@ -17,6 +17,7 @@ from groundup.config import parse
 from groundup.data.corpus import Corpus
 from groundup.forecast import Known
 from groundup.stages import tokenize
+from groundup.text import byte_pairs
 from groundup.text.pipelines import KINDS
 from groundup.text.tokenizers import Tokenizer
 from groundup.text.vocabulary import Wish, learn
@@ -109,6 +110,19 @@ def test_digits_stand_alone() -> None:
     for kind in ("bpe", "unigram"):
         tokenizer = train(kind)
         assert len(tokenizer.encode("20241105")) == 8
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_no_entry_crosses_a_character_it_does_not_hold_whole(kind: str) -> None:
+    tokenizer = train(kind)
+    letters = {letter: byte for byte, letter in enumerate(byte_pairs.LETTERS)}
+    for token, number in tokenizer.vocabulary().items():
+        if number in tokenizer.special_ids:
+            continue
+        spelled = bytes(letters[letter] for letter in token)
+        is_whole = "\ufffd" not in spelled.decode("utf-8", "replace")
+        starts = sum(byte & 0xC0 != 0x80 for byte in spelled)
+        assert is_whole or starts <= 1 and len(spelled) < 4, token
 
 
 @pytest.mark.smoke

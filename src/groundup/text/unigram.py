@@ -10,41 +10,34 @@ compression", §6) found the better start, and the counts are whole numbers from
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
+
+from groundup.text.byte_pairs import count_entries, occurrences
 
 SEEDS = 4
 """Candidates for each piece that is wanted."""
 SHRINK = 0.7
 """The share of pieces that stays in each round."""
-READ_CHARACTERS = 2_000_000
-"""Characters of text that each round is counted on."""
-ALPHABET = 256
 
 
 def learn(
     seeds: Tokenizer, engine: Tokenizer, read: Callable[[], Iterator[str]], *, pieces: int, specials: list[str]
 ) -> models.Unigram:
-    """The model: `specials` first, then the best pieces and all bytes, `pieces` entries together.
+    """The model: `specials` first, then the best `pieces` pieces, all bytes among them.
 
     `seeds` is a trained byte-pair tokenizer; `engine` cuts text as the result will. Fewer entries
     come back where the text does not support so many.
     """
-    counts = _occurrences(seeds, read, specials)
+    counts = occurrences(seeds, read)
     letters = {token for token in counts if len(token) == 1}
-    target = pieces - len(specials)
     scores = _scores(counts)
-    while len(scores) > target:
+    while len(scores) > pieces:
         engine.model = _model(scores, specials)
         counts = _used(scores, engine, read)
-        keep = max(target, int(len(scores) * SHRINK))
+        keep = max(pieces, int(len(scores) * SHRINK))
         kept = _best(_scores(counts), counts, keep, letters)
         scores = _scores({piece: counts[piece] for piece in kept})
     engine.model = _model(scores, specials)
@@ -53,28 +46,8 @@ def learn(
 
 def _used(scores: dict[str, float], engine: Tokenizer, read: Callable[[], Iterator[str]]) -> dict[str, int]:
     """How often each piece is used under the engine's model; 0 for those that are not."""
-    counts = _count(engine, read)
+    counts = count_entries(engine, read)
     return {piece: counts.get(piece, 0) for piece in scores}
-
-
-def _occurrences(seeds: Tokenizer, read: Callable[[], Iterator[str]], specials: list[str]) -> dict[str, int]:
-    """How often each entry of a byte-pair vocabulary occurs, whether or not a later merge took it in."""
-    model: dict[str, Any] = json.loads(seeds.to_str())["model"]
-    counts = {token: 0 for token in model["vocab"] if token not in specials} | _count(seeds, read)
-    for left, right in reversed(model["merges"]):
-        counts[left] += counts[left + right]
-        counts[right] += counts[left + right]
-    return counts
-
-
-def _count(engine: Tokenizer, read: Callable[[], Iterator[str]]) -> dict[str, int]:
-    """How often each entry is used to write the text."""
-    totals: NDArray[np.int64] = np.zeros(engine.get_vocab_size(), dtype=np.int64)
-    for texts in _groups(read()):
-        for found in engine.encode_batch_fast(texts, add_special_tokens=False):
-            totals += np.bincount(np.asarray(found.ids, dtype=np.int64), minlength=len(totals))
-    names = {number: token for token, number in engine.get_vocab().items()}
-    return {names[int(number)]: int(totals[number]) for number in np.flatnonzero(totals)}
 
 
 def _scores(counts: dict[str, int]) -> dict[str, float]:
@@ -111,11 +84,3 @@ def _model(scores: dict[str, float], specials: list[str]) -> models.Unigram:
     """The library's model; the most probable pieces get the smallest ids after the special tokens."""
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     return models.Unigram([(name, 0.0) for name in specials] + ranked, None, False)
-
-
-def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
-    """The first READ_CHARACTERS of the text, in groups for the library to encode together."""
-    seen = 0
-    while seen < READ_CHARACTERS and (group := list(islice(texts, 64))):
-        seen += sum(map(len, group))
-        yield group

@@ -1,13 +1,13 @@
 """How a vocabulary is learnt from text, in bounded memory and with the same result every time.
 
 The library's trainers hold every distinct piece of the text and, for each pair of neighbouring
-symbols, the set of pieces it occurs in: about a hundred bytes of memory for each byte of text that is
-new. Spaced text soon stops being new; unspaced Chinese never does, and a gigabyte of it takes a
+symbols, the set of pieces it occurs in: about a hundred bytes of memory for each symbol of text that
+is new. Spaced text soon stops being new; unspaced Chinese never does, and a gigabyte of it takes a
 hundred (huggingface/tokenizers#1795). So the text is surveyed first: documents are read in the
 corpus's shuffled order until the *distinct* pieces fill the memory allowed, and the vocabulary is
 learnt from what was read up to there. That is a uniform sample whose size follows from the text: all
-of an English corpus, some fifteen megabytes of Chinese. bench/tokenize.py measures what it costs
-in bytes per token.
+of an English corpus, some forty megabytes of Chinese. bench/vocabulary.py measures what it costs in
+bytes per token.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, trainers
 
 from groundup.errors import DataError
-from groundup.text import unigram
+from groundup.text import byte_pairs, unigram
+from groundup.text.byte_pairs import LONGEST_PIECE
 from groundup.text.pipelines import SPECIALS, build, finish
 
 Texts = Callable[[], Iterable[str]]
@@ -31,15 +32,12 @@ Progress = Callable[[str, float, float | None], None]
 BYTES = 256
 SLICE = 8192
 """Characters of a document taken at once; a document may be a whole book."""
-LONGEST_PIECE = 24
-"""Characters after which a piece is cut while training, so that one endless piece (a text without a
-single space or comma) costs what many short ones do. No token grows longer than this."""
 MEMORY_FLOOR = 300 << 20
 """What Python, the library and a corpus being read take by themselves."""
 MEMORY_PER_SYMBOL = 128
-"""Memory of the trainers for each byte of distinct pieces, with room for a table that doubles."""
-LEAST_ROOM = 1 << 18
-"""Bytes of distinct pieces that are read however little memory is allowed."""
+"""Memory of the trainers for each character of distinct pieces, with room for a table that doubles."""
+LEAST_ROOM = 1 << 16
+"""Characters of distinct pieces that are read however little memory is allowed."""
 _PIECES = re.compile(rf"[^\w\s]?[^\W\d_]{{1,{LONGEST_PIECE}}}|[^\w\s]{{1,{LONGEST_PIECE}}}|\s{{2,{LONGEST_PIECE}}}")
 _HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _WORDS = re.compile(rf"[^\W\d_{_HAN}]{{1,100}}")
@@ -71,7 +69,7 @@ class Survey:
     slices: int = 0
     bytes: int = 0
     distinct: int = 0
-    """Bytes of the distinct pieces, which is what the memory of learning follows."""
+    """Characters of the distinct pieces, which is what the memory of learning follows."""
     whole: bool = True
     """Whether all of the text was read; otherwise it is a sample."""
     characters: Counter[str] = field(default_factory=Counter)
@@ -119,7 +117,7 @@ def too_large(wish: Wish, found: int) -> TooLarge:
 
 
 def room_for(memory_bytes: int) -> int:
-    """Bytes of distinct pieces that fit into some memory."""
+    """Characters of distinct pieces that fit into some memory."""
     return max(LEAST_ROOM, (memory_bytes - MEMORY_FLOOR) // MEMORY_PER_SYMBOL)
 
 
@@ -133,13 +131,13 @@ def survey_texts(wish: Wish, texts: Texts, engine: Tokenizer, progress: Progress
         if found.bytes >= wish.sample_bytes or found.distinct >= room:
             found.whole = False
             break
-        clean = _normalised(engine, text) if wish.kind in ("wordpiece", "characters") else text
+        clean = _normalised(engine, text)
         found.characters.update(clean)
         found.slices += 1
         found.bytes += len(text.encode("utf-8"))
         if wish.kind != "characters":
             fresh = set(pattern.findall(clean)) - pieces
-            found.distinct += sum(len(piece.encode("utf-8")) for piece in fresh)
+            found.distinct += sum(map(len, fresh))
             pieces |= fresh
         if found.slices % 256 == 0:
             progress("surveying", found.bytes, None)
@@ -188,31 +186,29 @@ Read = Callable[[], Iterator[str]]
 
 
 def _learn_bpe(engine: Tokenizer, wish: Wish, survey: Survey, read: Read) -> None:
-    """Byte-pair encoding (Sennrich et al. 2016) over bytes (Radford et al. 2019, §2.2)."""
+    """Byte-pair encoding: the special tokens, all bytes, then what occurs most often."""
     assert wish.vocab_size is not None, "the recipe's check asks for a size"
-    scratch = build("bpe", lowercase=wish.lowercase)
-    cut = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{LONGEST_PIECE}}}"), behavior="isolated")
-    words, to_bytes = scratch.pre_tokenizer[0], scratch.pre_tokenizer[1]
-    scratch.pre_tokenizer = pre_tokenizers.Sequence([words, cut, to_bytes])
-    trainer = trainers.BpeTrainer(
-        vocab_size=wish.vocab_size,
-        min_frequency=wish.min_frequency,
-        special_tokens=wish.specials,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    scratch.train_from_iterator(read(), trainer)
-    engine.model = scratch.model
+    entries, pairs = _pairs(engine, wish, survey, read, wish.vocab_size - len(wish.specials))
+    vocabulary = {entry: number for number, entry in enumerate([*wish.specials, *entries])}
+    engine.model = models.BPE(vocabulary, pairs)
 
 
 def _learn_unigram(engine: Tokenizer, wish: Wish, survey: Survey, read: Read) -> None:
     """A unigram language model of pieces (Kudo 2018), its candidates found by byte-pair encoding."""
     assert wish.vocab_size is not None, "the recipe's check asks for a size"
-    size = len(wish.specials) + unigram.SEEDS * (wish.vocab_size - len(wish.specials))
+    pieces = wish.vocab_size - len(wish.specials)
+    entries, pairs = _pairs(engine, wish, survey, read, unigram.SEEDS * pieces)
     seeds = build("bpe", lowercase=wish.lowercase)
-    seed_wish = Wish("bpe", size, wish.lowercase, max(2, wish.min_frequency), extra=wish.extra)
-    _learn_bpe(seeds, seed_wish, survey, read)
-    engine.model = unigram.learn(seeds, engine, read, pieces=wish.vocab_size, specials=wish.specials)
+    seeds.model = models.BPE({entry: number for number, entry in enumerate(entries)}, pairs)
+    engine.model = unigram.learn(seeds, engine, read, pieces=pieces, specials=wish.specials)
+
+
+def _pairs(
+    engine: Tokenizer, wish: Wish, survey: Survey, read: Read, entries: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    clean = (lambda: map(engine.normalizer.normalize_str, read())) if engine.normalizer is not None else read
+    words = engine.pre_tokenizer[0]
+    return byte_pairs.learn(words, clean, survey.characters, entries=entries, min_frequency=wish.min_frequency)
 
 
 def _learn_wordpiece(engine: Tokenizer, wish: Wish, survey: Survey, read: Read) -> None:

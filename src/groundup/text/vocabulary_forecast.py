@@ -9,6 +9,7 @@ from dataclasses import replace
 from tokenizers import Tokenizer as Engine
 
 from groundup.forecast import Forecast
+from groundup.text.byte_pairs import READ_CHARACTERS
 from groundup.text.measures import measure
 from groundup.text.pipelines import SPECIALS, build
 from groundup.text.tokenizers import Tokenizer
@@ -23,10 +24,12 @@ from groundup.text.vocabulary import (
     survey_texts,
 )
 
-READ_S = 0.25
-"""Seconds for each megabyte that is read, twice, and cut into pieces; measured on two cores."""
-LEARN_S = {"bpe": 3.0, "unigram": 6.0, "wordpiece": 1.0, "characters": 0.0}
-"""Seconds for each megabyte of distinct pieces."""
+READ_S = {"bpe": 0.5, "unigram": 0.5, "wordpiece": 0.75, "characters": 0.05}
+"""CPU seconds for each megabyte that is read, twice, and cut into pieces; measured on two cores."""
+LEARN_S = {"bpe": 3.0, "unigram": 3.0, "wordpiece": 2.0, "characters": 0.0}
+"""CPU seconds for each million characters of distinct pieces."""
+ROUNDS_S = 7.0
+"""CPU seconds for each megabyte on which unigram counts its rounds."""
 HELD_OUT = 8
 """One text in so many of a sample is kept to measure on."""
 GROWTH = 0.6
@@ -51,7 +54,10 @@ def forecast(wish: Wish, texts: Sequence[str], size: int | None) -> Forecast:
     size = survey.bytes if size is None else size
     _describe(wish, engine, learnt_from, held_out, found)
     read, distinct = _read_and_distinct(wish, learnt_from, survey, size)
-    found.seconds = found.cpu_s = 1.0 + (read * READ_S + distinct * LEARN_S[wish.kind]) / 10**6
+    found.seconds = found.cpu_s = 1.0 + (read * READ_S[wish.kind] + distinct * LEARN_S[wish.kind]) / 10**6
+    if wish.kind == "unigram":
+        per_character = survey.bytes / sum(survey.characters.values())
+        found.seconds = found.cpu_s = found.cpu_s + ROUNDS_S * min(read, READ_CHARACTERS * per_character) / 10**6
     found.peak_bytes = MEMORY_FLOOR + int(distinct * MEMORY_PER_SYMBOL)
     _warn(wish, engine.get_vocab_size(), survey.bytes, size, found)
     return found
@@ -93,7 +99,7 @@ def _learn_most(wish: Wish, texts: Sequence[str]) -> tuple[Engine, Survey]:
 
 
 def _read_and_distinct(wish: Wish, texts: Sequence[str], survey: Survey, size: int) -> tuple[float, float]:
-    """Bytes that will be read and, of these, bytes of distinct pieces.
+    """Bytes that will be read and, of these, characters of distinct pieces.
 
     Distinct pieces grow as a power of the text (Heaps' law); half the sample and all of it give the
     exponent.
