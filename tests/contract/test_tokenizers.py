@@ -122,7 +122,7 @@ def test_no_entry_crosses_a_character_it_does_not_hold_whole(kind: str) -> None:
         spelled = bytes(letters[letter] for letter in token)
         is_whole = "\ufffd" not in spelled.decode("utf-8", "replace")
         starts = sum(byte & 0xC0 != 0x80 for byte in spelled)
-        assert is_whole or starts <= 1 and len(spelled) < 4, token
+        assert is_whole or (starts <= 1 and len(spelled) < 4), token
 
 
 @pytest.mark.smoke
