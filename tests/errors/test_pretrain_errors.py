@@ -117,7 +117,11 @@ class Kind(sections.Section):
 
 
 def test_a_forecast_warns_of_what_is_no_mistake() -> None:
-    data = {"tokens": "50M", "optimizer": {"name": "adamw", "lr": 0.5}, "schedule": {"name": "cosine", "warmup": "100%"}}
+    data = {
+        "tokens": "50M",
+        "optimizer": {"name": "adamw", "lr": 0.5},
+        "schedule": {"name": "cosine", "warmup": "100%"},
+    }
     warnings = " | ".join(pretrain.forecast(config(**data), known(), "quick").warnings)
     assert "passes over the data" in warnings
     assert "outside the usual" in warnings

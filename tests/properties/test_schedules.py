@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -29,17 +30,17 @@ def test_a_rate_is_never_above_the_peak_nor_below_zero(
 
 
 @given(name=st.sampled_from(NAMES), steps=st.integers(min_value=50, max_value=500), warmup=st.integers(1, 20))
-def test_warmup_rises_in_equal_steps_to_the_peak_and_nothing_rises_after_it(
-    name: str, steps: int, warmup: int
-) -> None:
+def test_warmup_rises_in_equal_steps_to_the_peak_and_nothing_rises_after_it(name: str, steps: int, warmup: int) -> None:
     schedule = SCHEDULES[name](warmup=warmup)
     rates = [factor(schedule, step, steps) for step in range(steps)]
     assert rates[:warmup] == [(step + 1) / warmup for step in range(warmup)]
     after = rates[warmup - 1 :]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(after, after[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(after))
 
 
-@pytest.mark.parametrize(("name", "last"), [("constant", 1), ("linear", 0), ("cosine", 0.1), ("warmup_stable_decay", 0)])
+@pytest.mark.parametrize(
+    ("name", "last"), [("constant", 1), ("linear", 0), ("cosine", 0.1), ("warmup_stable_decay", 0)]
+)
 def test_the_last_step_reaches_the_stated_end(name: str, last: float) -> None:
     assert factor(SCHEDULES[name](), 99, 100) == pytest.approx(last)
 

@@ -37,7 +37,7 @@ SHORT_S = 60.0
 """Runs expected to be shorter than this are not worth measuring for."""
 COMPILE_GAIN = 1.2
 """How much faster a compiled step is taken to be; measured 1.2 to 1.3 on CPUs."""
-COMPILE_S, COMPILE_S_PER_MODULE = 15.0, 0.35
+COMPILE_S, COMPILE_S_PER_MODULE = 30.0, 0.5
 """What compiling takes: a start, and some for every innermost module of the network."""
 MARGIN = 1.5
 """Compiling must repay its predicted cost this many times before it is tried."""
