@@ -239,7 +239,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         return f"{name} changed from {before} to {after}"
     for name, entry in new["inputs"].items():
         if old.get("inputs", {}).get(name) != entry:
-            return f"its {name} changed"
+            return f"what it reads as `{name}` changed"
     if old.get("sources") != new["sources"]:
         return "its source files changed"
     if old.get("versions") != new["versions"]:

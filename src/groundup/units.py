@@ -70,10 +70,10 @@ def parse_duration(value: Any) -> float:
 
 
 def parse_steps_or_share(value: Any) -> int | float:
-    """`100` (steps) or `"2%"` (of all steps, returned as a float below or equal to 1)."""
+    """`100` (steps) or `"2%"` (of all steps, returned as a float of at most 1, and read back as such)."""
     if isinstance(value, str) and value.strip().endswith("%"):
         return parse_share(value)
-    if isinstance(value, float) and 0 <= value < 1:
+    if isinstance(value, float) and 0 <= value <= 1:
         return value
     return parse_count(value)
 

@@ -41,5 +41,7 @@ def test_shares_durations_and_bytes() -> None:
     assert units.parse_bytes("500MB") == 500_000_000
     assert units.parse_steps_or_share("2%") == 0.02
     assert units.parse_steps_or_share(100) == 100
+    assert isinstance(units.parse_steps_or_share(units.parse_steps_or_share("100%")), float)
+    assert isinstance(units.parse_steps_or_share(1), int)
     with pytest.raises(ValueError, match="not between"):
         units.parse_share("120%")
