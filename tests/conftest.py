@@ -55,7 +55,9 @@ def write_corpus(texts: dict[str, list[str]]) -> Corpus:
         for split, rows in texts.items():
             name = f"{split}/00000.parquet"
             columns = {"text": pa.array(rows, pa.string()), "id": pa.array(range(len(rows)), pa.int64())}
-            pq.write_table(pa.table(columns | {"source": [f"{split}:{row}" for row in columns["id"]]}), draft.path(name))
+            pq.write_table(
+                pa.table(columns | {"source": [f"{split}:{row}" for row in columns["id"]]}), draft.path(name)
+            )
             sizes = [len(text.encode("utf-8", "surrogatepass")) for text in rows]
             entry = {"documents": len(rows), "bytes": sum(sizes), "longest_document_bytes": max(sizes, default=0)}
             summary["splits"][split] = entry | {"files": [{"name": name, "rows": len(rows)}]}
