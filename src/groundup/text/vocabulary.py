@@ -6,7 +6,7 @@ is new. Spaced text soon stops being new; unspaced Chinese never does, and a gig
 hundred (huggingface/tokenizers#1795). So the text is surveyed first: documents are read in the
 corpus's shuffled order until the *distinct* pieces fill the memory allowed, and the vocabulary is
 learnt from what was read up to there. That is a uniform sample whose size follows from the text: all
-of an English corpus, some forty megabytes of Chinese. bench/vocabulary.py measures what it costs in
+of an English corpus, some thirty-five megabytes of Chinese. bench/vocabulary.py measures what it costs in
 bytes per token.
 """
 
@@ -34,7 +34,7 @@ SLICE = 8192
 """Characters of a document taken at once; a document may be a whole book."""
 MEMORY_FLOOR = 300 << 20
 """What Python, the library and a corpus being read take by themselves."""
-MEMORY_PER_SYMBOL = 128
+MEMORY_PER_SYMBOL = 156
 """Memory of the trainers for each character of distinct pieces, with room for a table that doubles."""
 LEAST_ROOM = 1 << 16
 """Characters of distinct pieces that are read however little memory is allowed."""

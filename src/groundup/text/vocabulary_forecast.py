@@ -14,8 +14,6 @@ from groundup.text.measures import measure
 from groundup.text.pipelines import SPECIALS, build
 from groundup.text.tokenizers import Tokenizer
 from groundup.text.vocabulary import (
-    MEMORY_FLOOR,
-    MEMORY_PER_SYMBOL,
     Survey,
     TooLarge,
     Wish,
@@ -30,6 +28,10 @@ LEARN_S = {"bpe": 3.0, "unigram": 3.0, "wordpiece": 2.0, "characters": 0.0}
 """CPU seconds for each million characters of distinct pieces."""
 ROUNDS_S = 7.0
 """CPU seconds for each megabyte on which unigram counts its rounds."""
+PROCESS_BYTES = 240 << 20
+"""Memory of Python, the library and a corpus being read, measured."""
+BYTES_PER_SYMBOL = 125
+"""Memory for each character of distinct pieces, measured; the survey's limit leaves room above it."""
 HELD_OUT = 8
 """One text in so many of a sample is kept to measure on."""
 GROWTH = 0.6
@@ -58,7 +60,7 @@ def forecast(wish: Wish, texts: Sequence[str], size: int | None) -> Forecast:
     if wish.kind == "unigram":
         per_character = survey.bytes / sum(survey.characters.values())
         found.seconds = found.cpu_s = found.cpu_s + ROUNDS_S * min(read, READ_CHARACTERS * per_character) / 10**6
-    found.peak_bytes = MEMORY_FLOOR + int(distinct * MEMORY_PER_SYMBOL)
+    found.peak_bytes = PROCESS_BYTES + int(distinct * BYTES_PER_SYMBOL)
     _warn(wish, engine.get_vocab_size(), survey.bytes, size, found)
     return found
 
