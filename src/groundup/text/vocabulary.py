@@ -12,6 +12,7 @@ bytes per token.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,8 +35,8 @@ SLICE = 8192
 """Characters of a document taken at once; a document may be a whole book."""
 MEMORY_FLOOR = 300 << 20
 """What Python, the library and a corpus being read take by themselves."""
-MEMORY_PER_SYMBOL = 156
-"""Memory of the trainers for each character of distinct pieces, with room for a table that doubles."""
+MARGIN = 0.8
+"""The share of the remaining memory that the prediction may fill: tables grow by doubling."""
 LEAST_ROOM = 1 << 16
 """Characters of distinct pieces that are read however little memory is allowed."""
 _PIECES = re.compile(rf"[^\w\s]?[^\W\d_]{{1,{LONGEST_PIECE}}}|[^\w\s]{{1,{LONGEST_PIECE}}}|\s{{2,{LONGEST_PIECE}}}")
@@ -116,15 +117,25 @@ def too_large(wish: Wish, found: int) -> TooLarge:
     return error
 
 
-def room_for(memory_bytes: int) -> int:
-    """Characters of distinct pieces that fit into some memory."""
-    return max(LEAST_ROOM, (memory_bytes - MEMORY_FLOOR) // MEMORY_PER_SYMBOL)
+def symbol_bytes(wish: Wish) -> float:
+    """Memory of the trainers for each character of distinct pieces, measured.
+
+    126 bytes for 8192 entries, and 13 more for each doubling, as every pair joined brings new pairs
+    to be counted: within 3 % of what 8192, 32,768 and 65,536 entries took (bench/vocabulary.py).
+    """
+    entries = (wish.vocab_size or 1) * (unigram.SEEDS if wish.kind == "unigram" else 1)
+    return 126 + 13 * math.log2(max(8192, entries) / 8192)
+
+
+def room_for(wish: Wish) -> int:
+    """Characters of distinct pieces that fit into the memory allowed."""
+    return max(LEAST_ROOM, int(MARGIN * (wish.memory_bytes - MEMORY_FLOOR) / symbol_bytes(wish)))
 
 
 def survey_texts(wish: Wish, texts: Texts, engine: Tokenizer, progress: Progress = lambda *_: None) -> Survey:
     """Read text until a limit is met: `sample_bytes` of it, or distinct pieces that fill `memory_bytes`."""
     found = Survey()
-    room = room_for(wish.memory_bytes)
+    room = room_for(wish)
     pattern = _WORDS if wish.kind == "wordpiece" else _PIECES
     pieces: set[str] = set()
     for text in slices(texts()):

@@ -20,6 +20,7 @@ from groundup.text.vocabulary import (
     learn,
     room_for,
     survey_texts,
+    symbol_bytes,
 )
 
 READ_S = {"bpe": 0.5, "unigram": 0.5, "wordpiece": 0.75, "characters": 0.05}
@@ -30,8 +31,6 @@ ROUNDS_S = 7.0
 """CPU seconds for each megabyte on which unigram counts its rounds."""
 PROCESS_BYTES = 240 << 20
 """Memory of Python, the library and a corpus being read, measured."""
-BYTES_PER_SYMBOL = 125
-"""Memory for each character of distinct pieces, measured; the survey's limit leaves room above it."""
 HELD_OUT = 8
 """One text in so many of a sample is kept to measure on."""
 GROWTH = 0.6
@@ -60,7 +59,7 @@ def forecast(wish: Wish, texts: Sequence[str], size: int | None) -> Forecast:
     if wish.kind == "unigram":
         per_character = survey.bytes / sum(survey.characters.values())
         found.seconds = found.cpu_s = found.cpu_s + ROUNDS_S * min(read, READ_CHARACTERS * per_character) / 10**6
-    found.peak_bytes = PROCESS_BYTES + int(distinct * BYTES_PER_SYMBOL)
+    found.peak_bytes = PROCESS_BYTES + int(distinct * symbol_bytes(wish))
     _warn(wish, engine.get_vocab_size(), survey.bytes, size, found)
     return found
 
@@ -106,7 +105,7 @@ def _read_and_distinct(wish: Wish, texts: Sequence[str], survey: Survey, size: i
     Distinct pieces grow as a power of the text (Heaps' law); half the sample and all of it give the
     exponent.
     """
-    room, read = room_for(wish.memory_bytes), float(min(size, wish.sample_bytes))
+    room, read = room_for(wish), float(min(size, wish.sample_bytes))
     half = survey_texts(wish, lambda: texts[::2], build(wish.kind, lowercase=wish.lowercase))
     if not half.distinct or half.bytes >= survey.bytes:
         return read, float(min(room, survey.distinct))
