@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +66,19 @@ def write_corpus(texts: dict[str, list[str]]) -> Corpus:
     found = store.find(key)
     assert found is not None
     return Corpus(found)
+
+
+@pytest.fixture(scope="session")
+def write_stories() -> Callable[[Path, int], None]:
+    """A function that writes so many text files into a folder, no two of them alike."""
+
+    def write(folder: Path, count: int) -> None:
+        folder.mkdir(parents=True)
+        draw = random.Random(7)
+        syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+        words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(400)]
+        for number in range(count):
+            sentences = (" ".join(draw.choices(words, k=draw.randint(5, 12))).capitalize() for _ in range(40))
+            (folder / f"{number:02}.txt").write_text(". ".join(sentences) + ".\n", encoding="utf-8")
+
+    return write

@@ -202,7 +202,9 @@ def digest_sources(paths: list[Path], store: Store) -> dict[str, str]:
         except OSError as error:
             fix = "make it readable, or exclude it"
             raise DataError(f"cannot read a source: {error.strerror}", where=str(path), fix=fix) from error
-        digests[str(path)] = entry[3]
+        # A project that is moved as a whole stays fresh.
+        inside = path.absolute().is_relative_to(Path.cwd())
+        digests[str(path.absolute().relative_to(Path.cwd()) if inside else path)] = entry[3]
     if changed:
         store.root.mkdir(parents=True, exist_ok=True)
         write_whole(cache_path, json.dumps(cache))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,8 @@ def test_a_users_mistake_exits_with_2_and_no_traceback(arguments: list[str], exp
     assert "Traceback" not in failed.stderr
 
 
-def test_init_writes_a_recipe_that_plan_accepts() -> None:
-    Path("texts").mkdir()
-    for number in range(20):
-        Path(f"texts/{number}.txt").write_text(f"Chapter {number}. " + "It was a bright cold day in April. " * 30)
+def test_init_writes_a_recipe_that_plan_accepts(write_stories: Callable[[Path, int], None]) -> None:
+    write_stories(Path("texts"), 40)
     for kind in ("gpt", "bert"):
         made = groundup("init", kind, "--data", "texts/*.txt", "--kind", kind)
         assert made.returncode == 0, made.stderr
