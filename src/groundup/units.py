@@ -107,7 +107,7 @@ def show_bytes(count: float) -> str:
     """`1536` as `1.5 KiB`."""
     for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(count) >= scale:
-            return f"{count / scale:.3g} {unit}"
+            return f"{count / scale:.{4 if count / scale >= 1000 else 3}g} {unit}"
     return f"{int(count)} B"
 
 

@@ -43,5 +43,7 @@ def test_shares_durations_and_bytes() -> None:
     assert units.parse_steps_or_share(100) == 100
     assert isinstance(units.parse_steps_or_share(units.parse_steps_or_share("100%")), float)
     assert isinstance(units.parse_steps_or_share(1), int)
+    assert units.show_bytes(1020 * 2**20) == "1020 MiB"
+    assert units.show_bytes(1.5 * 2**30) == "1.5 GiB"
     with pytest.raises(ValueError, match="not between"):
         units.parse_share("120%")
