@@ -84,6 +84,7 @@ def main() -> None:
     import groundup
     from groundup.checkpoints import hugging_face
     from groundup.training import choices as choosing
+    from groundup.training.arithmetic import Arithmetic, faster_library
     from groundup.training.assembly import Assembly, Material
     from groundup.training.log import Log
     from groundup.training.loop import train
@@ -91,6 +92,8 @@ def main() -> None:
     start = hugging_face.load(Path(job["weights"]), head="language")
     section = section_of(job, start.config)
     choices = dataclasses.replace(choosing.begin(section), precision=section.precision, compile=section.compile)
+    if choices.arithmetic == Arithmetic("cpu"):
+        choices = dataclasses.replace(choices, matmul=faster_library()[0])
     material = Material(Specials(), TokenFile(job["tokens"]), vocab_size=job["vocab_size"])
     assembly = Assembly(section, material, choices, planned_steps=10**6)
     assembly.network.load_state_dict(start.state_dict())

@@ -131,7 +131,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, attend: Attend) -> Tensor:
         """What each token takes from those it may see, (B,T,D)."""
-        q_BTHK, k_BTHK, v_BTHK = self.c_attn(x_BTD).unflatten(2, (3, self.n_heads, -1)).unbind(2)
+        rows, length, _ = x_BTD.shape
+        q_BTHK, k_BTHK, v_BTHK = self.c_attn(x_BTD).view(rows, length, 3, self.n_heads, -1).unbind(2)
         out_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, self.layer, dropout=self.dropout if self.training else 0.0)
         out_BTD: Tensor = self.c_proj(out_BTHK.flatten(2))
         return out_BTD

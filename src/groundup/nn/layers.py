@@ -6,6 +6,8 @@ Axes: B rows, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from groundup.errors import UserError
+from groundup.nn import products
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -87,11 +90,16 @@ def run_layers(
 
     The rest is computed again in the backward pass, with the same dropout (Chen et al. 2016).
     """
-    again = checkpoint_activations and torch.is_grad_enabled()
+    if not checkpoint_activations or not torch.is_grad_enabled():
+        for layer in layers:
+            hidden_BTD = layer(hidden_BTD, *inputs)
+        return hidden_BTD
+    # The second computation happens outside the block that chose a library; a compiled one has it built in.
+    library = products.current()
+    plain = torch.compiler.is_compiling() or library == "torch"
+    options: dict[str, Any] = {} if plain else {"context_fn": lambda: (nullcontext(), products.multiplying(library))}
     for layer in layers:
-        hidden_BTD = (
-            checkpoint(layer, hidden_BTD, *inputs, use_reentrant=False) if again else layer(hidden_BTD, *inputs)
-        )
+        hidden_BTD = checkpoint(layer, hidden_BTD, *inputs, use_reentrant=False, **options)
     return hidden_BTD
 
 

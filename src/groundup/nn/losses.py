@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from groundup.nn import products
+
 IGNORED = -100
 CHUNK_SCORES = 2**21
 """Scores held at once by default: 8 MiB in fp32, which stays in a CPU's outer cache."""
@@ -58,7 +60,7 @@ def linear_cross_entropy(
         features_ND = features_ND.to(torch.get_autocast_dtype(device))
     rows = chunk or max(CHUNK_ROWS, CHUNK_SCORES // weight_VD.shape[0])
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (features_ND, weight_VD, bias_V)]
-    total, *_ = _fused(features_ND, weight_VD, bias_V, labels_N, label_smoothing, rows, wanted)
+    total, *_ = _fused(features_ND, weight_VD, bias_V, labels_N, label_smoothing, rows, wanted, products.current())
     return total, (labels_N != IGNORED).sum()
 
 
@@ -89,13 +91,14 @@ def _fused(
     label_smoothing: float,
     chunk: int,
     wanted: list[bool],
+    matmul: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss and its gradients by features, weight and bias (those not `wanted` are empty).
 
     An operator of its own, so that torch.compile keeps it whole: the number of trained positions,
     which differs from batch to batch, stays inside.
     """
-    with torch.autocast(features_ND.device.type, enabled=False):
+    with torch.autocast(features_ND.device.type, enabled=False), products.multiplying(matmul):  # type: ignore[arg-type]
         return _loss_and_gradients(features_ND, weight_VD, bias_V, labels_N, label_smoothing, chunk, wanted)
 
 
@@ -116,13 +119,13 @@ def _loss_and_gradients(
     weight = weight_VD.to(features_ND.dtype)
     for index_C in _trained(labels_N, chunk):
         picked_CD, target_C = features_ND[index_C], labels_N[index_C]
-        loss, slope_CV = _loss_and_slope(_scores(picked_CD, weight, bias_V), target_C, label_smoothing, any(wanted))
+        loss, slope_CV = _loss_and_slope(_scores(picked_CD, weight, bias_V), target_C, label_smoothing)
         total += loss
         if wanted[2]:
             by_bias += slope_CV.sum(0)
         slope_CV = slope_CV.to(features_ND.dtype)
         if wanted[0]:
-            by_features[index_C] = slope_CV @ weight
+            by_features[index_C] = F.linear(slope_CV, weight.t())
         if wanted[1]:
             _add_product(by_weight, slope_CV.t(), picked_CD)
     return total, by_features, by_weight.to(weight_VD.dtype), by_bias if wanted[2] else by_bias.new_empty(0)
@@ -136,24 +139,21 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _loss_and_slope(
-    scores_CV: Tensor, target_C: Tensor, smoothing: float, differentiate: bool
-) -> tuple[Tensor, Tensor]:
-    """The summed loss, and its gradient by the scores in their own memory.
+def _loss_and_slope(scores_CV: Tensor, target_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The summed loss, and its gradient by the scores, (C,V).
 
-    With smoothing ε the target is (1-ε)·onehot + ε/V (Szegedy et al. 2016, §7).
+    With smoothing ε the target is (1-ε)·onehot + ε/V (Szegedy et al. 2016, §7). torch's softmax is one
+    pass over the scores; the logarithm of its denominator follows from the largest share, which is
+    exp(largest score) over the denominator and never small.
     """
-    normaliser_C1 = scores_CV.logsumexp(1, keepdim=True)
+    share_CV = scores_CV.softmax(1)
+    normaliser_C1 = scores_CV.amax(1, keepdim=True) - share_CV.amax(1, keepdim=True).log()
     picked_C1 = scores_CV.gather(1, target_C[:, None])
     loss = (normaliser_C1 - (1 - smoothing) * picked_C1).sum()
     if smoothing:
         loss = loss - smoothing * scores_CV.mean(1).sum()
-    if not differentiate:
-        return loss, scores_CV
-    slope_CV = scores_CV.sub_(normaliser_C1).exp_()
-    if smoothing:
-        slope_CV -= smoothing / scores_CV.shape[1]
-    return loss, slope_CV.scatter_add_(1, target_C[:, None], torch.full_like(picked_C1, smoothing - 1))
+        share_CV -= smoothing / scores_CV.shape[1]
+    return loss, share_CV.scatter_add_(1, target_C[:, None], torch.full_like(picked_C1, smoothing - 1))
 
 
 def _scores(features_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -182,6 +182,7 @@ def _(
     label_smoothing: float,
     chunk: int,
     wanted: list[bool],
+    matmul: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     accumulate = _sum_dtype(features_ND)
     return (
@@ -204,10 +205,7 @@ def _backward(ctx, by_total, *_unused):  # type: ignore[no-untyped-def]
         by_features * by_total.to(by_features.dtype) if ctx.wanted[0] else None,
         by_weight * by_total.to(by_weight.dtype) if ctx.wanted[1] else None,
         (by_bias * by_total).to(ctx.bias_dtype) if ctx.wanted[2] else None,
-        None,
-        None,
-        None,
-        None,
+        *[None] * 5,
     )
 
 

@@ -16,20 +16,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from groundup.artifact import write_whole
 from groundup.errors import StageFailed
+from groundup.nn import products
+from groundup.nn.products import Matmul
 from groundup.progress import Reporter
+from groundup.training import arithmetic as arithmetics
 from groundup.training import checkpoint
 from groundup.training import device as machine
 from groundup.training import objective as objectives
-from groundup.training import precision as precisions
+from groundup.training.arithmetic import Arithmetic, Precision
 from groundup.training.objective import Batch, Objective
-from groundup.training.precision import Precision
 from groundup.training.settings import TrainingSection
 
 NAME = "choices.json"
@@ -54,10 +56,16 @@ class Choices:
     threads: int
     deterministic: bool
     precision: Precision = "fp32"
+    matmul: Matmul = "torch"
     compile: bool = False
     micro_batches: int = 1
     torch: str = torch.__version__
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How the run computes."""
+        return Arithmetic(self.device, self.precision, self.matmul)
 
     def shown(self) -> dict[str, Any]:
         """As the plan prints it and the manifest keeps it."""
@@ -89,20 +97,21 @@ def begin(settings: TrainingSection) -> Choices:
 def settle(
     choices: Choices, settings: TrainingSection, run: Extent, network: nn.Module, objective: Objective, one_row: Batch
 ) -> Choices:
-    """The rest: precision, compiling and micro-batches, by the recipe's word or by measuring here.
+    """The rest: arithmetic, compiling and micro-batches, by the recipe's word or by measuring here.
 
     one_row: a batch of a single row of the longest shape.
     """
     reasons: dict[str, str] = {}
+    matmul, reasons["matmul"] = _matmul(choices, settings, run)
+    choices = dataclasses.replace(choices, matmul=matmul)
     precision, reasons["precision"] = _precision(choices, settings, run, network, objective, one_row)
+    choices = dataclasses.replace(choices, precision=precision)
     micro_batches, reasons["micro_batches"] = _micro_batches(
-        choices, settings, run, lambda: activation_bytes(network, objective, one_row, precision, choices.device)
+        choices, settings, run, lambda: activation_bytes(network, objective, one_row, choices.arithmetic)
     )
-    step_s = _step_seconds(choices, run, network, objective, one_row, precision)
+    step_s = _step_seconds(choices, run, network, objective, one_row)
     compiled, reasons["compile"] = _compile(choices, settings, run, network, step_s)
-    return dataclasses.replace(
-        choices, precision=precision, micro_batches=micro_batches, compile=compiled, reasons=reasons
-    )
+    return dataclasses.replace(choices, micro_batches=micro_batches, compile=compiled, reasons=reasons)
 
 
 def keep(folder: Path, choices: Choices) -> None:
@@ -151,7 +160,7 @@ def differences(choices: Choices) -> list[tuple[str, str, str]]:
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def activation_bytes(network: nn.Module, objective: Objective, batch: Batch, precision: Precision, device: str) -> int:
+def activation_bytes(network: nn.Module, objective: Objective, batch: Batch, arithmetic: Arithmetic) -> int:
     """Bytes that the forward pass keeps for the backward pass, weights not counted."""
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     seen: dict[int, int] = {}
@@ -163,16 +172,16 @@ def activation_bytes(network: nn.Module, objective: Objective, batch: Batch, pre
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), precisions.computing_in(precision, device):
-        inputs = objectives.to_device(batch, device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), arithmetic.on():
+        inputs = objectives.to_device(batch, arithmetic.device)
         parts = objective.loss(network(inputs), inputs)
     del parts
     return sum(seen.values())
 
 
-def try_step(network: nn.Module, objective: Objective, batch: Batch, precision: Precision, device: str) -> float:
+def try_step(network: nn.Module, objective: Objective, batch: Batch, arithmetic: Arithmetic) -> float:
     """Seconds of one forward and backward pass, the best of two; weights stay as they are."""
-    run = objectives.forward(network, objective, precision, device)
+    run, device = objectives.forward(network, objective, arithmetic), arithmetic.device
     share = objectives.shares([objective.counts(batch)], device)
     best = float("inf")
     for _ in range(2):
@@ -204,17 +213,27 @@ def _precision(
         return settings.precision, "asked for"
     if choices.device == "cpu" and _rough_seconds(run, choices) < SHORT_S:
         return "fp32", "the run is too short to measure for"
-    precision, reason = precisions.pick("auto", choices.device)
-    if precision == "fp32" or choices.device != "cpu":
-        return precision, reason
-    # On a CPU the products alone promise too much: everything between them is slower in bf16.
-    times: dict[Precision, float] = {
-        p: try_step(network, objective, one_row, p, choices.device) for p in ("fp32", "bf16")
-    }
-    gain = times["fp32"] / times["bf16"]
-    return (
-        "bf16" if gain > precisions.WORTHWHILE_STEP else "fp32"
-    ), f"a bf16 step runs at {gain:.2f}x the rate of fp32"
+    gain = arithmetics.bf16_gain(choices.device)
+    chosen, reason = gain >= arithmetics.WORTHWHILE_PRODUCTS, f"bf16 products run at {gain:.2f}x the rate of fp32 here"
+    if chosen and choices.device == "cpu":
+        # On a CPU the products alone promise too much: everything between them is slower in bf16.
+        times = {
+            p: try_step(network, objective, one_row, dataclasses.replace(choices.arithmetic, precision=p))
+            for p in get_args(Precision)
+        }
+        gain = times["fp32"] / times["bf16"]
+        chosen, reason = gain > arithmetics.WORTHWHILE_STEP, f"a bf16 step runs at {gain:.2f}x the rate of fp32"
+    return "bf16" if chosen else "fp32", reason
+
+
+def _matmul(choices: Choices, settings: TrainingSection, run: Extent) -> tuple[Matmul, str]:
+    if "onednn" not in products.libraries(choices.device):
+        return "torch", f"there is no other library for {choices.device} here"
+    if settings.matmul != "auto":
+        return settings.matmul, "asked for"
+    if _rough_seconds(run, choices) < SHORT_S:
+        return "torch", "the run is too short to measure for"
+    return arithmetics.faster_library()
 
 
 def _micro_batches(
@@ -232,13 +251,11 @@ def _micro_batches(
     return count, f"a row keeps {each / 2**20:.1f} MiB of activations"
 
 
-def _step_seconds(
-    choices: Choices, run: Extent, network: nn.Module, objective: Objective, one_row: Batch, precision: Precision
-) -> float:
+def _step_seconds(choices: Choices, run: Extent, network: nn.Module, objective: Objective, one_row: Batch) -> float:
     rough = _rough_seconds(run, choices) / run.steps
     if rough * run.steps < SHORT_S:
         return rough
-    return run.batch_rows * try_step(network, objective, one_row, precision, choices.device)
+    return run.batch_rows * try_step(network, objective, one_row, choices.arithmetic)
 
 
 def _compile(

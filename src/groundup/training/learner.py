@@ -42,7 +42,7 @@ class Learner:
         self.optimizers = settings.optimizer.build(self.weights, choices.device)
         self.average = Average(network, settings.ema) if settings.ema else None
         self.trained = [p for p in network.parameters() if p.requires_grad]
-        eager = objective.forward(network, objective_, choices.precision, choices.device)
+        eager = objective.forward(network, objective_, choices.arithmetic)
         # Shapes never change, so one graph is made for them and no guard has to watch them.
         self.forward = torch.compile(eager, dynamic=False) if choices.compile else eager
 

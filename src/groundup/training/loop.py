@@ -92,7 +92,7 @@ def train(
     peak = machine.gemm_rate(choices.device, machine.DTYPES[choices.precision])
     clock = Clock()
 
-    with frozen_objects():
+    with frozen_objects(), machine.kept_memory():
         while True:
             if interrupt_requested():
                 states.save(at, learner)
@@ -221,7 +221,7 @@ def evaluate(at: Position, job: Job, settings: TrainingSection, learner: Learner
     assert job.held_out is not None, "there is nothing to evaluate on"
     choices = learner.choices
     with learner.averaged():
-        found = validate(job.network, job.objective, job.held_out(), choices.precision, choices.device)
+        found = validate(job.network, job.objective, job.held_out(), choices.arithmetic)
     if found is None:
         return
     at.evaluated, at.validation = at.step, found
@@ -272,7 +272,7 @@ def worst_rows(job: Job, learner: Learner, batch: int, most: int = 5) -> list[di
     choices = learner.choices
     for micro in range(job.loader.micro_batches):
         rows, indices = job.loader.micro_batch(batch, micro)
-        losses = losses_by_row(job.network, job.objective, rows, choices.precision, choices.device)
+        losses = losses_by_row(job.network, job.objective, rows, choices.arithmetic)
         found += [(loss, int(index)) for loss, index in zip(losses, indices, strict=True)]
     found.sort(key=lambda pair: pair[0] if math.isfinite(pair[0]) else math.inf, reverse=True)
     return [{"row": job.row_name(index), "loss": loss} for loss, index in found[:most]]

@@ -98,14 +98,15 @@ def in_this_process(build: Callable[..., Planned], *arguments: Any) -> Measured:
     machine.make_deterministic(choices.deterministic, choices.device)
     job.network.train()
     learner = Learner(job.network, job.objective, planned.settings, choices)
-    first, _, _ = _timed(lambda: _step(job, learner, 0))
-    with tempfile.TemporaryDirectory() as folder:
-        tensors, others = learner.tensors()
-        data = {"optimizer": others}
-        save_s, _, _ = _timed(lambda: checkpoint.save(Path(folder), 0, tensors, data))
-    _step(job, learner, 1)
-    wall, cpu = _steps(job, learner)
-    eval_s, eval_cpu_s, _ = _timed(lambda: _validate(job, choices))
+    with machine.kept_memory():
+        first, _, _ = _timed(lambda: _step(job, learner, 0))
+        with tempfile.TemporaryDirectory() as folder:
+            tensors, others = learner.tensors()
+            data = {"optimizer": others}
+            save_s, _, _ = _timed(lambda: checkpoint.save(Path(folder), 0, tensors, data))
+        _step(job, learner, 1)
+        wall, cpu = _steps(job, learner)
+        eval_s, eval_cpu_s, _ = _timed(lambda: _validate(job, choices))
     return Measured(
         wall_s_per_step=wall,
         cpu_s_per_step=cpu,
@@ -171,7 +172,7 @@ def _steps(job: Job, learner: Learner) -> tuple[float, float]:
 def _validate(job: Job, choices: Choices) -> None:
     batch = next(iter(job.held_out()), None) if job.held_out else None
     if batch is not None:
-        objective.validate(job.network, job.objective, [batch], choices.precision, choices.device)
+        objective.validate(job.network, job.objective, [batch], choices.arithmetic)
 
 
 def _timed(action: Callable[[], T]) -> tuple[float, float, T]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.progress import interrupt_requested
-from groundup.training.precision import Precision, computing_in
+from groundup.training.arithmetic import Arithmetic
 
 Batch = Mapping[str, Tensor]
 Parts = dict[str, tuple[Tensor, Tensor]]
@@ -43,14 +43,14 @@ def shares(counts: Sequence[Mapping[str, int]], device: str) -> dict[str, Tensor
     return {part: torch.tensor(1 / n if n else 0.0, device=device) for part, n in totals.items()}
 
 
-def forward(network: nn.Module, objective: Objective, precision: Precision, device: str) -> Forward:
+def forward(network: nn.Module, objective: Objective, arithmetic: Arithmetic) -> Forward:
     """A function of (batch, shares) giving the loss to differentiate and each part of it, detached.
 
     It is one piece, so that torch.compile sees network and loss as one graph.
     """
 
     def run(batch: dict[str, Tensor], parts_share: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with computing_in(precision, device):
+        with arithmetic.on():
             parts = objective.loss(network(batch), batch)
         losses = [total * parts_share[part] for part, (total, _) in parts.items()]
         stacked = torch.stack(losses)
@@ -66,7 +66,7 @@ def to_device(batch: Batch, device: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def validate(
-    network: nn.Module, objective: Objective, batches: Iterable[Batch], precision: Precision, device: str
+    network: nn.Module, objective: Objective, batches: Iterable[Batch], arithmetic: Arithmetic
 ) -> dict[str, float] | None:
     """The held-out loss: `validation_loss`, and `validation_PART` for each part if there are several.
 
@@ -79,8 +79,8 @@ def validate(
         if interrupt_requested():
             network.train()
             return None
-        inputs = to_device(batch, device)
-        with computing_in(precision, device):
+        inputs = to_device(batch, arithmetic.device)
+        with arithmetic.on():
             parts = objective.held_out(network(inputs), inputs)
         for part, (total, count) in parts.items():
             sums[part] = sums.get(part, 0.0) + float(total)
@@ -92,15 +92,13 @@ def validate(
 
 
 @torch.no_grad()
-def losses_by_row(
-    network: nn.Module, objective: Objective, batch: Batch, precision: Precision, device: str
-) -> list[float]:
+def losses_by_row(network: nn.Module, objective: Objective, batch: Batch, arithmetic: Arithmetic) -> list[float]:
     """The loss of each row alone, to tell which rows are the offending ones."""
     found = []
     rows = next(iter(batch.values())).shape[0]
     for i in range(rows):
-        row = to_device({key: value[i : i + 1] for key, value in batch.items()}, device)
-        with computing_in(precision, device):
+        row = to_device({key: value[i : i + 1] for key, value in batch.items()}, arithmetic.device)
+        with arithmetic.on():
             parts = objective.loss(network(row), row)
         found.append(sum(float(total) / max(1, int(count)) for total, count in parts.values()))
     return found

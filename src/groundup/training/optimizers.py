@@ -8,6 +8,7 @@ pass over each tensor instead of several, which also pays on CPU.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -39,9 +40,9 @@ class Optimizer(Section):
     weight_decay: Amount = 0.0
     """Decay of matrices towards zero; norms, biases and embeddings are never decayed."""
 
+    @abstractmethod
     def build(self, weights: Weights, device: str) -> list[torch.optim.Optimizer]:
         """The torch optimizers that together hold every weight once."""
-        raise NotImplementedError
 
 
 class Sgd(Optimizer):

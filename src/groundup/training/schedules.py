@@ -8,6 +8,7 @@ are pure functions of the step, so a resumed run needs no scheduler state.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import SerializeAsAny
@@ -22,9 +23,9 @@ class Schedule(Section):
     warmup: StepsOrShare = 0.02
     """Steps, or share of all steps, over which the rate rises linearly to its peak."""
 
+    @abstractmethod
     def shape(self, step: int, steps: int, warmup_steps: int) -> float:
         """The share of the peak rate at a step at or after the end of warmup."""
-        raise NotImplementedError
 
 
 class Constant(Schedule):

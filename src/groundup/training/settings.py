@@ -10,9 +10,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
 from groundup.config import FromFolder, Named, Section, StageSection
+from groundup.nn.products import Matmul
+from groundup.training.arithmetic import Precision
 from groundup.training.log import SinkName
 from groundup.training.optimizers import AdamW, Amount, AnyOptimizer, Fraction
-from groundup.training.precision import Precision
 from groundup.training.schedules import AnySchedule, Cosine, as_steps
 from groundup.units import SECONDS, PositiveCount, StepsOrShare, parse_count, parse_duration
 
@@ -85,6 +86,9 @@ class TrainingSection(StageSection):
     last good state and skips the rows. null: only a loss that is not finite does."""
     precision: Precision | Literal["auto"] = "auto"
     """fp32, or bf16 with fp32 master weights; auto measures which is faster here."""
+    matmul: Matmul | Literal["auto"] = "auto"
+    """Which library multiplies fp32 matrices on a CPU: torch (whatever torch takes by itself) or onednn; auto
+    measures which is faster here."""
     compile: bool | Literal["auto"] = "auto"
     """Whether torch.compile is used; auto does when the run is long enough to repay compiling."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

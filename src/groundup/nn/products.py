@@ -1,0 +1,137 @@
+"""Matrix products of linear layers in fp32 on a CPU, by whichever library is faster on it.
+
+torch multiplies fp32 matrices with the library it was built with, on x86 usually MKL, and carries
+oneDNN beside it for other uses. Neither wins everywhere: on AMD's Zen 4 oneDNN takes 0.65 of MKL's
+time for `x wᵀ` and `g w`, and about the same for `gᵀ x`. Within `multiplying("onednn")` every
+`F.linear` on fp32 tensors on a CPU takes oneDNN for the first two.
+
+Axes: N positions, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Matmul = Literal["torch", "onednn"]
+"""Which library multiplies: the one torch takes by itself, or oneDNN where that is possible."""
+
+_active = False
+
+
+@contextmanager
+def multiplying(library: Matmul) -> Iterator[None]:
+    """A block whose linear layers multiply with `library`, in the forward pass and in the backward pass of it."""
+    global _active
+    if library == "torch":
+        yield
+        return
+    before, _active = _active, True
+    try:
+        with _OneDnn():
+            yield
+    finally:
+        _active = before
+
+
+def current() -> Matmul:
+    """The library of the block this is called in."""
+    return "onednn" if _active else "torch"
+
+
+def product(x_NI: Tensor, weight_OI: Tensor, library: Matmul) -> Tensor:
+    """x wᵀ by a library, (N, O), not differentiable. For measuring: both may be transposed views."""
+    return _multiply(x_NI, weight_OI, None) if library == "onednn" else F.linear(x_NI, weight_OI)
+
+
+def libraries(device: str, dtype: torch.dtype = torch.float32) -> tuple[Matmul, ...]:
+    """What there is to choose from: both only on a CPU, in fp32, where torch carries oneDNN's operator."""
+    carried = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+    return ("torch", "onednn") if carried and device == "cpu" and dtype == torch.float32 else ("torch",)
+
+
+def gain(budget_s: float = 0.1) -> float:
+    """How many times faster oneDNN multiplies here; 0 without it.
+
+    Both take turns at the products of a linear layer's forward and backward pass, and the best times
+    of both are compared: whatever else the machine does can only make a time longer.
+    """
+    if "onednn" not in libraries("cpu"):
+        return 0.0
+    x_NI, weight_OI, slope_NO = torch.randn(1024, 512), torch.randn(1024, 512), torch.randn(1024, 1024)
+
+    best: dict[Matmul, float] = {"torch": float("inf"), "onednn": float("inf")}
+    end, rounds = time.perf_counter() + budget_s, 0
+    while rounds < 5 or time.perf_counter() < end:
+        for library in best:
+            start = time.perf_counter()
+            product(x_NI, weight_OI, library)
+            product(slope_NO, weight_OI.t(), library)
+            # The first products pay for loading the libraries and waking the threads.
+            if rounds:
+                best[library] = min(best[library], time.perf_counter() - start)
+        rounds += 1
+    return best["torch"] / best["onednn"]
+
+
+class _OneDnn(TorchFunctionMode):
+    """Sends `F.linear` to oneDNN where it can take it, and leaves every other call as it is."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.linear and not kwargs and _suits(args[0], args[1]):
+            return _linear(args[0], args[1], args[2] if len(args) > 2 else None)
+        return func(*args, **(kwargs or {}))
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    return x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.dim() >= 2
+
+
+def _multiply(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+    return out
+
+
+@torch.library.custom_op("groundup::linear", mutates_args=())
+def _linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """x wᵀ + bias as an operator of its own, so that torch.compile keeps it whole."""
+    return _multiply(x, weight_OI, bias_O)
+
+
+@_linear.register_fake
+def _(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight_OI.shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    x, weight_OI, bias_O = inputs
+    ctx.save_for_backward(x, weight_OI)
+    ctx.has_bias = bias_O is not None
+
+
+def _backward(context: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight_OI = context.saved_tensors
+    by_x, by_weight, by_bias = context.needs_input_grad
+    slope_NO = slope.reshape(-1, slope.shape[-1])
+    return (
+        _linear(slope, weight_OI.t(), None) if by_x else None,
+        # torch's own library is as fast here, and needs no copies of the two transposed matrices.
+        slope_NO.t() @ x.reshape(-1, x.shape[-1]) if by_weight else None,
+        slope_NO.sum(0) if context.has_bias and by_bias else None,
+    )
+
+
+_linear.register_autograd(_backward, setup_context=_keep)
