@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
@@ -41,6 +41,9 @@ class Section(BaseModel):
 
 class StageSection(Section):
     """The section of one stage; every stage's `Config` derives from it."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change how a stage goes about its work but not what comes of it: editing them re-runs nothing."""
 
     seed: int = 0
     """Seed of everything random in this stage; the recipe's `seed` unless it is given here."""

@@ -157,7 +157,7 @@ def opened(plan: Plan, target: Reference) -> Artifact:
 def key_parts(stage: Stage, inputs: dict[str, Artifact], store: Store) -> dict[str, Any]:
     """Everything a stage's result depends on, as plain data; its digest is the stage's key."""
     section = config.dump(stage.config)
-    for key in inputs:
+    for key in (*inputs, *stage.config.WITHOUT_EFFECT):
         section.pop(key)
     module = stage.module
     sources = module.sources(stage.config) if hasattr(module, "sources") else []

@@ -87,6 +87,11 @@ def test_editing_a_comment_or_the_layout_reruns_nothing(folder: Path) -> None:
     assert started("# a comment\n" + RECIPE.replace("tokens: 2k", "tokens:   2000   # two thousand")) == {}
 
 
+def test_editing_how_work_is_done_reruns_nothing(folder: Path) -> None:
+    edited = RECIPE.replace("batch_tokens: 256", "batch_tokens: 256\n      save_every: 3\n      keep_states: 5")
+    assert started(edited.replace("split:", "workers: 1\n      split:")) == {}
+
+
 def test_editing_tokens_reruns_that_stage_and_what_depends_on_it(folder: Path) -> None:
     text = RECIPE.replace("tokens: 2k", "tokens: 3k")
     Path("recipe.yaml").write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ from groundup.errors import MissingExtra, StageFailed
 from groundup.progress import Reporter
 from groundup.training import checkpoint, guard, objective
 from groundup.training import log as logs
+from groundup.training.arithmetic import Arithmetic
 from groundup.training.choices import Choices, activation_bytes, compile_cost
 from groundup.training.log import Log
 from groundup.training.loop import Job, Result, train
@@ -387,8 +388,8 @@ def test_any_changed_byte_of_a_state_is_noticed(name: str, tmp_path: Path) -> No
 def test_activations_are_counted_without_weights() -> None:
     model = network()
     batch, _ = Copying().micro_batch(0, 0)
-    one = activation_bytes(model, OBJECTIVE, {k: v[:1] for k, v in batch.items()}, "fp32", "cpu")
-    four = activation_bytes(model, OBJECTIVE, batch, "fp32", "cpu")
+    one = activation_bytes(model, OBJECTIVE, {k: v[:1] for k, v in batch.items()}, Arithmetic("cpu"))
+    four = activation_bytes(model, OBJECTIVE, batch, Arithmetic("cpu"))
     assert one > T * D * 4
     assert 3 * one < four <= 4 * one
 
@@ -396,7 +397,7 @@ def test_activations_are_counted_without_weights() -> None:
 def test_validation_is_a_mean_over_labels(tmp_path: Path) -> None:
     model = network()
     batches = [Copying(rows=rows).micro_batch(0, 0)[0] for rows in (1, 7)]
-    found = objective.validate(model, OBJECTIVE, batches, "fp32", "cpu")
+    found = objective.validate(model, OBJECTIVE, batches, Arithmetic("cpu"))
     with torch.no_grad():
         sums = [loss(model.eval()(b), b)["loss"] for b in batches]
     expected = sum(float(total) for total, _ in sums) / sum(int(count) for _, count in sums)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
@@ -43,6 +43,8 @@ class Decontaminate(Source):
 
 class Config(StageSection):
     """Which files to read and what to do with them."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     source: Annotated[
         Annotated[Source, Tag("Source")] | Annotated[list[Source], Tag("list[Source]"), Field(min_length=1)],

@@ -25,7 +25,7 @@ WORTHWHILE_PRODUCTS = 1.3
 """How much faster bf16 products must be for a whole step in bf16 to be tried: casting eats into the gain."""
 WORTHWHILE_STEP = 1.1
 """What a whole measured step must gain for the loss of digits to be worth it."""
-WORTHWHILE_LIBRARY = 1.1
+WORTHWHILE_LIBRARY = 1.05
 """What another library for products must gain, so that noise does not decide."""
 
 

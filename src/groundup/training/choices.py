@@ -37,8 +37,11 @@ from groundup.training.settings import TrainingSection
 NAME = "choices.json"
 SHORT_S = 60.0
 """Runs expected to be shorter than this are not worth measuring for."""
-COMPILE_GAIN = 1.2
-"""How much faster a compiled step is taken to be; measured 1.2 to 1.3 on CPUs."""
+COMPILE_GAIN = {"cpu": 1.05}
+"""How much faster a compiled step is taken to be: 1.00 to 1.05 was measured on a CPU, where products are
+most of a step (bench/results/pretrain-cpu.md)."""
+COMPILE_GAIN_ELSEWHERE = 1.15
+"""The same on a GPU, after torchtitan's published figure (Liang et al. 2024, table 1)."""
 COMPILE_S, COMPILE_S_PER_MODULE = 30.0, 0.5
 """What compiling takes: a start, and some for every innermost module of the network."""
 MARGIN = 1.5
@@ -265,7 +268,7 @@ def _compile(
         return False, f"torch.compile cannot be used: {missing}"
     if settings.compile != "auto":
         return settings.compile, "asked for"
-    saved = run.steps * step_s * (1 - 1 / COMPILE_GAIN)
+    saved = run.steps * step_s * (1 - 1 / COMPILE_GAIN.get(choices.device, COMPILE_GAIN_ELSEWHERE))
     cost = compile_cost(network)
     words = f"compiling takes about {cost:.0f} s and would save about {saved:.0f} s"
     return saved > MARGIN * cost, words

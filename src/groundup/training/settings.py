@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
@@ -53,6 +53,8 @@ class EarlyStopping(Section):
 
 class TrainingSection(StageSection):
     """How weights are trained, whatever they are."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"save_every", "keep_states"})
 
     optimizer: AnyOptimizer = AdamW()
     """The optimizer by name, with its own settings: sgd, momentum, adagrad, rmsprop, adam, adamw, muon."""
