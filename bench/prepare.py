@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import psutil
 
@@ -187,7 +189,7 @@ def write_library(path: Path) -> int:
     return count
 
 
-def bench_rival(folder: Path) -> None:
+def bench_rival(folder: Path, rounds: int) -> None:
     python = ROOT / ".venv-bench" / "bin" / "python"
     if not python.exists():
         raise SystemExit(__doc__.split("\n\n")[-1] if __doc__ else "")
@@ -199,21 +201,25 @@ def bench_rival(folder: Path) -> None:
     ours = [sys.executable, __file__, "--child-ours", str(source), str(tokenizer), str(folder / "ours")]
     theirs = [str(python), __file__, "--child-rival", str(source), str(tokenizer), str(folder / "theirs")]
     results: dict[str, list[dict[str, Any]]] = {"groundup": [], "datasets.map": []}
-    for _ in range(3):  # taking turns, so that a slow minute of the machine hits both
-        for name, command in (("groundup", ours), ("datasets.map", theirs)):
+    for number in range(rounds):  # taking turns, so that a slow minute of the machine hits both
+        turns = [("groundup", ours), ("datasets.map", theirs)]
+        for name, command in turns[:: -1 if number % 2 else 1]:
             for place in ("ours", "theirs"):
                 shutil.rmtree(folder / place, ignore_errors=True)
+            harness.wait_until_idle()
             results[name].append(measured(command))
+    rates = {name: [size / 1e6 / run["seconds"] for run in runs] for name, runs in results.items()}
     rows = []
     for name, runs in results.items():
         seconds = sorted(run["seconds"] for run in runs)
         memory = max(run["pss"] for run in runs)
-        spread = f"{seconds[1]:.1f} s ({seconds[0]:.1f}–{seconds[-1]:.1f})"
-        rows.append(
-            (name, spread, f"{size / 1e6 / seconds[1]:.1f} MB/s", f"{memory / 1e6:,.0f} MB", runs[-1]["output"])
-        )
-    print(f"{size / 1e6:.1f} MB of JSON Lines")
-    print_table(["prepare + tokenize", "median of 3 (range)", "speed", "peak PSS", "tokens"], rows)
+        spread = f"{statistics.median(seconds):.1f} s ({seconds[0]:.1f}–{seconds[-1]:.1f})"
+        faster = harness.show_ratio(harness.ratio(rates["groundup"], rates[name])) if name != "groundup" else "–"
+        speed = f"{statistics.median(rates[name]):.1f} MB/s"
+        rows.append((name, spread, speed, faster, f"{memory / 1e6:,.0f} MB", runs[-1]["output"]))
+    print(f"{size / 1e6:.1f} MB of JSON Lines; {harness.machine()}")
+    columns = ["prepare + tokenize", f"median of {rounds} (range)", "speed", "groundup is faster by [95 %]"]
+    print_table([*columns, "peak PSS", "tokens"], rows)
 
 
 class Encode:
@@ -300,6 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gigabytes", type=float, help="memory benchmark with this much text")
     parser.add_argument("--rival", action="store_true", help="compare with datasets.map")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side in that comparison")
     parser.add_argument("--child-prepare", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--child-ours", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--child-rival", nargs=3, help=argparse.SUPPRESS)
@@ -317,7 +324,7 @@ def main() -> None:
         if asked.gigabytes:
             bench_memory(asked.gigabytes, Path(folder))
         if asked.rival:
-            bench_rival(Path(folder))
+            bench_rival(Path(folder), asked.rounds)
 
 
 if __name__ == "__main__":
