@@ -159,6 +159,16 @@ def test_a_run_whose_device_is_gone_is_not_resumed_as_something_else(tmp_path: P
     assert "--fresh" in caught.value.fix
 
 
+def test_a_run_whose_library_is_gone_is_not_resumed_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choosing.keep(tmp_path, choices(matmul="onednn"))
+    monkeypatch.setattr("groundup.nn.products.libraries", lambda device: ("torch",))
+    with pytest.raises(StageFailed, match="products by onednn, which this torch lacks") as caught:
+        choosing.recall(tmp_path, Reporter())
+    assert "--fresh" in caught.value.fix
+
+
 def test_other_versions_are_noted_and_lower_the_determinism(tmp_path: Path) -> None:
     said: list[str] = []
 

@@ -14,9 +14,9 @@ from groundup.text import pipelines, tokenizers, vocabulary, word_cache
 
 TEXTS = [path.read_text(encoding="utf-8") for path in sorted(Path(groundup.__file__).parent.rglob("*.py"))]
 PIECES = [
-    *"the The don't I'LL 's x _ __init__ 3 42 ½ ² ① ; ): ... é ſ ß Σ ж 中文 。 € → 😀 ﬁ K <|eos|>".split(),
-    *[" ", "  ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u3000", "\x0b", "\x1c", "\u2028"],
-    *["e\u0301", "\u200d", "\x00", "\u0378"],
+    *["the", "The", "don't", "I'LL", "'s", "x", "_", "__init__", "3", "42", ";", "):", "...", "<|eos|>"],
+    *["½", "²", "①", "é", "ſ", "ß", "Σ", "ж", "中文", "。", "€", "→", "😀", "ﬁ", "K", "e\u0301", "\u200d"],
+    *[" ", "  ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u3000", "\x0b", "\x1c", "\u2028", "\x00", "\u0378"],
 ]
 
 

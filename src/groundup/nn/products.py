@@ -29,7 +29,10 @@ _active = False
 
 @contextmanager
 def multiplying(library: Matmul) -> Iterator[None]:
-    """A block whose linear layers multiply with `library`, in the forward pass and in the backward pass of it."""
+    """A block whose linear layers multiply with `library`, in the forward pass and in the backward pass of it.
+
+    "torch" changes nothing, also not inside another block.
+    """
     global _active
     if library == "torch":
         yield

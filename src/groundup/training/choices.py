@@ -138,6 +138,12 @@ def recall(folder: Path, reporter: Reporter) -> Choices | None:
             where=str(folder),
             fix="go on where it began, or start anew with --fresh",
         )
+    if choices.matmul not in products.libraries(choices.device):
+        raise StageFailed(
+            f"the run began with products by {choices.matmul}, which this torch lacks: it cannot be resumed exactly",
+            where=str(folder),
+            fix="go on where it began, or start anew with --fresh",
+        )
     machine.reserve_workspace(choices.deterministic, choices.device)
     machine.use_threads(choices.threads)
     for what, then, now in differences(choices):
