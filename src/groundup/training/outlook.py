@@ -155,7 +155,7 @@ def add_measured(
     rows = -(-assembly.batch_rows // choices["micro_batches"])
     found.lines += [
         ("precision", f"{choices['precision']} ({reasons['precision']})"),
-        ("matmul", f"{choices['matmul']} ({reasons['matmul']})"),
+        *([("matmul", f"{choices['matmul']} ({reasons['matmul']})")] if choices["precision"] == "fp32" else []),
         ("compile", f"{'yes' if choices['compile'] else 'no'} ({reasons['compile']})"),
         ("micro-batch", f"{rows} rows, {choices['micro_batches']} a step ({reasons['micro_batches']})"),
         ("speed", f"{units.show_count(measured.tokens_s)} tokens/s measured"),
