@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,23 @@ def test_real_text_has_the_librarys_ids_and_mostly_comes_from_the_cache(monkeypa
     assert sum(ids is not None for ids in found) > 0.9 * len(TEXTS)
     for text, ids in zip(TEXTS, found, strict=True):
         assert ids is None or ids == by_library(ENGINES["bpe"], text)
+
+
+def test_long_words_are_not_kept() -> None:
+    cache = word_cache.for_engine(ENGINES["bpe"])
+    assert cache is not None
+    assert cache.encode("a" * word_cache.LONGEST) == by_library(ENGINES["bpe"], "a" * word_cache.LONGEST)
+    assert cache.encode("short " + "a" * (word_cache.LONGEST + 1)) is None
+
+
+def test_threads_may_share_a_cache_that_is_emptied_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_cache, "ENTRIES", 300)
+    cache = word_cache.for_engine(ENGINES["bpe"])
+    assert cache is not None
+    texts = [text for text in TEXTS if cache.encode(text) is not None]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(cache.encode, texts * 3))
+    assert found == [by_library(ENGINES["bpe"], text) for text in texts] * 3
 
 
 def test_engines_that_cut_otherwise_have_no_cache() -> None:

@@ -23,6 +23,8 @@ from groundup.text.pipelines import WORDS
 
 ENTRIES = 2**17
 """Words kept, about 30 MB; when there are more, all are forgotten."""
+LONGEST = 256
+"""Characters of the longest word kept: a line of base64 comes once and would fill the memory."""
 
 _LETTER, _OTHER = r"[^\W\d_]", r"(?:[^\w\s]|_)"
 _OURS = re.compile(
@@ -48,11 +50,14 @@ class WordCache:
         """The ids of a text without special tokens; None where the library has to do it."""
         if _DOUBTFUL.search(text):
             return None
-        words, known = self._pattern.findall(text), self._ids
+        words = self._pattern.findall(text)
+        if max(map(len, words), default=0) > LONGEST:
+            return None
+        known = self._ids  # other threads may use it too: it only grows, or is replaced
         missing = [word for word in set(words) if word not in known]
         if missing:
             if len(known) + len(missing) > ENTRIES:
-                known.clear()
+                known = self._ids = {}
                 missing = list(set(words))
             found = self._engine.encode_batch_fast(missing, add_special_tokens=False)
             known.update((word, tuple(each.ids)) for word, each in zip(missing, found, strict=True))
