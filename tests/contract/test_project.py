@@ -17,6 +17,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ROOT_ENTRIES = {
+    *(".ci", ".gitignore", "bench", "docs", "recipes", "src", "tests"),
+    *("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "README.zh.md", "constraints.txt", "pyproject.toml"),
+}
+LARGEST_FILE = 128 * 1024
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Words that mean a file was written with one particular machine in mind.
 PRIVATE = re.compile(r"(?<![\w./$}{~-])/(?:work|tmp|root|home/\w+)/|pypi\.org|shared/design")
@@ -95,13 +100,26 @@ def test_make_help_names_every_target_the_readme_speaks_of() -> None:
     assert targets == {"demo", "test", "check", "bench", "results", "docs", "clean"}
 
 
-@pytest.mark.smoke
-def test_nothing_names_the_machine_it_was_written_on() -> None:
+def tracked_files() -> list[str]:
+    """The names of all files under version control, as git gives them."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+@pytest.mark.smoke
+def test_no_data_and_no_outputs_are_kept_with_the_code() -> None:
+    names = tracked_files()
+    assert {name.partition("/")[0] for name in names} <= ROOT_ENTRIES, "what is new at the root is named above"
+    large = [name for name in names if (ROOT / name).is_file() and (ROOT / name).stat().st_size > LARGEST_FILE]
+    assert not large, f"larger than {LARGEST_FILE} bytes: {large}"
+
+
+@pytest.mark.smoke
+def test_nothing_names_the_machine_it_was_written_on() -> None:
     found = []
-    for name in filter(None, listed.stdout.split("\0")):
+    for name in tracked_files():
         path = ROOT / name
         if path == Path(__file__).resolve() or not path.is_file() or path.suffix not in TEXT_FILES:
             continue
