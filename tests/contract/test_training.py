@@ -434,7 +434,10 @@ OWN_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @OWN_WARNINGS
-def test_compiled_training_is_the_same_up_to_rounding(tmp_path: Path) -> None:
+def test_compiled_training_is_the_same_and_a_compiler_that_fails_is_gone_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One test of two parts: torch remembers a compiler that failed for the rest of the process."""
     import dataclasses
 
     from groundup.training.choices import missing_compiler
@@ -446,11 +449,6 @@ def test_compiled_training_is_the_same_up_to_rounding(tmp_path: Path) -> None:
     assert result.choices.compile
     for p, q in zip(eager.parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-5)
-
-
-@OWN_WARNINGS
-def test_a_compiler_that_fails_is_gone_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
 
     torch.compiler.reset()
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
