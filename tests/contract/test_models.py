@@ -20,11 +20,13 @@ from groundup.nn.network import Network, create
 
 CASES = [(name, head) for name in catalog.names("models") for head in catalog.load("models", name).HEADS]
 MODELS = catalog.names("models")
+OUTPUTS = {"sequence": 3, "tokens": 5, "span": 2}
+OVER_THE_VOCABULARY = ("language", "masked_language", "pretraining")
 
 
 def tiny(name: str, head: str, **changes: object) -> Network:
     model = catalog.load("models", name)
-    return create(model, model.Config(**model.TINY | changes), head, seed=3)
+    return create(model, model.Config(**model.TINY | changes), head, outputs=OUTPUTS.get(head), seed=3)
 
 
 def batch_for(network: Network, rows: int = 3, length: int = 12) -> dict[str, torch.Tensor]:
@@ -37,6 +39,10 @@ def batch_for(network: Network, rows: int = 3, length: int = 12) -> dict[str, to
 
 def loss_of(network: Network, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     outputs = network(batch)
+    if network.head_kind not in OVER_THE_VOCABULARY:
+        scores = outputs.logits.flatten(0, -2)
+        target = torch.nn.functional.normalize(torch.randn(scores.shape, generator=torch.Generator().manual_seed(7)))
+        return (scores - target).square().mean()
     features = outputs.head.features(outputs.hidden)
     total, count = linear_cross_entropy(features, outputs.head.weight, batch["labels"], bias_V=outputs.head.bias)
     if network.head_kind == "pretraining":
@@ -84,17 +90,26 @@ def test_a_saved_network_comes_back_bit_for_bit(name: str, head: str, tmp_path: 
 @pytest.mark.parametrize(("name", "head"), CASES)
 def test_transformers_opens_what_was_saved(name: str, head: str, tmp_path: Path) -> None:
     network = tiny(name, head).eval()
-    hugging_face.save(tmp_path, network)
+    batch = batch_for(network)
+    pad = network.config.vocab_size - 1  # transformers looks for the last token that is not padding
+    ids = batch["input_ids"].clamp(max=pad - 1)
+    hugging_face.save(tmp_path, network, generation={"pad_token_id": pad})
     published = getattr(transformers, catalog.load("models", name).ARCHITECTURES[head])
     theirs, report = published.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report.values()), report
-    batch = batch_for(network)
-    inputs = {"input_ids": batch["input_ids"]}
-    if name == "bert":
-        inputs["token_type_ids"] = batch["token_type_ids"]
+    assert not any({key for key in keys if "pooler" not in key or head != "embedding"} for keys in report.values())
+    types = {"token_type_ids": batch["token_type_ids"]} if name == "bert" else {}
     with torch.no_grad():
-        expected = theirs.eval()(**inputs)[0]
-    torch.testing.assert_close(network(batch).logits, expected, atol=1e-4, rtol=0)
+        found = theirs.eval()(input_ids=ids, **types)
+    match head:
+        case "span":
+            expected = torch.stack([found.start_logits, found.end_logits], dim=-1)
+        case "embedding":
+            reads = network.head.reads  # type: ignore[attr-defined]
+            vectors = found.last_hidden_state.mean(1) if reads == "mean" else found.last_hidden_state[:, -1]
+            expected = torch.nn.functional.normalize(vectors, dim=-1)
+        case _:
+            expected = found[0]
+    torch.testing.assert_close(network(batch | {"input_ids": ids}).logits, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "head"), CASES)
@@ -104,7 +119,29 @@ def test_the_state_dict_has_the_published_names(name: str, head: str, tmp_path: 
     given = network.config.to_hugging_face(head)
     theirs = published(published.config_class.from_dict(given))
     theirs.save_pretrained(tmp_path)
-    assert set(network.state_dict()) == set(hugging_face.read_weights(tmp_path))
+    names = set(hugging_face.read_weights(tmp_path))
+    if head == "embedding":
+        names = {f"{network.prefix}.{key}" for key in names if not key.startswith("pooler.")}
+    assert set(network.state_dict()) == names
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+@torch.no_grad()
+def test_padded_and_flat_batches_give_the_same_scores(name: str, head: str) -> None:
+    """A padded row of each example, and all examples end to end: the same logits where there are tokens."""
+    network = tiny(name, head).eval()
+    lengths = torch.tensor([4, 9, 9, 12])
+    real = torch.arange(12) < lengths[:, None]
+    ids = batch_for(network, rows=4)["input_ids"]
+    types = (torch.arange(12) % 2).expand(4, -1)
+    padded = network({"input_ids": ids * real, "token_type_ids": types * real, "attention_mask": real})
+    positions = torch.cat([torch.arange(int(n)) for n in lengths])[None]
+    flat = {"input_ids": ids[real][None], "token_type_ids": types[real][None], "positions": positions}
+    found = network(flat | {"lengths": lengths})
+    assert found.hidden.shape[:2] == (1, 34)  # more tokens than the context of 32: each text counts from zero
+    torch.testing.assert_close(found.hidden[0], padded.hidden[real], atol=1e-5, rtol=0)
+    expected = padded.logits[real][None] if padded.logits.dim() == 3 else padded.logits
+    torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=0)
 
 
 VARIANTS = [(name, {}) for name in MODELS] + [

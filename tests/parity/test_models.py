@@ -423,7 +423,7 @@ SPOILS: list[tuple[Callable[[Path], object], type[GroundupError], str]] = [
     (spoil_config(num_key_value_heads=5), UserError, "n_heads 6 is not a multiple of n_kv_heads 5"),
     (spoil_config(num_hidden_layers="many"), UserError, "n_layers"),
     (spoil_config(quantization_config={"quant_method": "gptq"}), UserError, "quantized"),
-    (spoil_config(architectures=["LlamaModel"]), UserError, "a backbone without a head"),
+    (spoil_config(architectures=[]), UserError, "a backbone without a head"),
 ]
 
 

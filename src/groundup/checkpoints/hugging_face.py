@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -32,6 +32,10 @@ from groundup.nn.shape import TransformerSection
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BARE = "embedding"
+"""The kind of head without weights: the backbone is published alone, its names without their prefix."""
+SCORED = ("sequence", "tokens", "span")
+"""Kinds of head whose number of outputs is the task's."""
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -43,8 +47,12 @@ def save(
     *,
     tokenizer_folder: Path | None = None,
     generation: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
+    problem: str | None = None,
 ) -> None:
     """Write a network as a Hugging Face directory; the same network gives the same bytes.
+
+    `labels` are the names of a head's outputs, `problem` transformers' problem_type.
 
     `generation` is what goes into generation_config.json (bos_token_id, eos_token_id, pad_token_id,
     temperature, …); the three ids go into config.json too, null where not given, because readers
@@ -53,9 +61,13 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     model = catalog.load("models", network.config.name)
     weights = _as_published(model, network.state_dict())
+    if network.head_kind == BARE:
+        weights = {name.removeprefix(f"{model.PREFIX}."): tensor for name, tensor in weights.items()}
     ids = {key: (generation or {}).get(key) for key in SPECIAL_IDS}
     dtype = str(next(iter(network.parameters())).dtype).removeprefix("torch.")
-    described = model.Config.to_hugging_face(network.config, network.head_kind)
+    if network.head_kind in SCORED and not labels:
+        labels = [f"LABEL_{i}" for i in range(network.outputs or 0)]
+    described = model.Config.to_hugging_face(network.config, network.head_kind) | _describe_labels(labels, problem)
     # Readers before transformers 5 look for torch_dtype.
     _write_json(folder / CONFIG, described | ids | {"dtype": dtype, "torch_dtype": dtype})
     _write_json(folder / GENERATION, dict(generation or {}) | ids)
@@ -66,12 +78,22 @@ def save(
             shutil.copyfile(source, folder / name)
 
 
-def load(folder: Path, head: str | None = None, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Network:
+def load(
+    folder: Path,
+    head: str | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    outputs: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Network:
     """The network in a Hugging Face directory, its weights in `dtype`, in evaluation mode.
 
-    `head` asks for another head than the stored one; what the checkpoint does not have of it begins
-    at random by `seed`. Raises UserError for a directory, family or option that is not supported, and
-    ArtifactError for weights that are damaged, missing, unexpected or of the wrong shape.
+    `head` asks for another head than the stored one, `outputs` for its number of scores, `labels` for
+    what they stand for; what the checkpoint does not have of it begins at random by `seed`. So does a
+    stored head of the right kind whose labels are others. Raises UserError for a directory, family or
+    option that is not supported, and ArtifactError for weights that are damaged, missing, unexpected
+    or of the wrong shape.
     """
     given = read_config(folder)
     model, config = _recognise(folder, given)
@@ -80,16 +102,40 @@ def load(folder: Path, head: str | None = None, *, dtype: torch.dtype = torch.fl
     if kind is None:
         fix = f"name one of its heads: {', '.join(model.HEADS)}"
         raise UserError("the checkpoint is a backbone without a head", where=str(folder / CONFIG), fix=fix)
+    known = read_labels(given) if stored in SCORED else []
     with torch.device("meta"):
-        network = Network(cast(ModelFile, model), config, kind)
+        network = Network(
+            cast(ModelFile, model), config, kind, (outputs or len(known) or 2) if kind in SCORED else None
+        )
+    is_whole = kind == stored and outputs in (None, len(known)) and (labels is None or list(labels) == known)
     published = read_weights(folder, dtype, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
     weights = _as_ours(model, published, network, folder)
-    _check(network, weights, model, folder, is_whole=kind == stored)
+    if not is_whole and kind == stored:
+        # A head of the same shape whose outputs mean something else is no use, and would look like one.
+        weights = {name: w for name, w in weights.items() if not name.startswith(f"{network.head_name}.")}
+    _check(network, weights, model, folder, is_whole=is_whole)
     if set(network.state_dict()) - set(weights):
         materialise(network, "cpu")
         initialise(network, name=config.initialiser, std=config.initialiser_std, n_layers=config.n_layers, seed=seed)
     network.load_state_dict(weights, strict=False, assign=True)
     return network.to(dtype).eval()
+
+
+def read_labels(given: Mapping[str, Any]) -> list[str]:
+    """The names of a head's outputs by config.json, in their order.
+
+    Where it names none they are LABEL_0, LABEL_1 and so on, two unless it says how many, as transformers takes it.
+    """
+    named = given.get("id2label")
+    if not isinstance(named, Mapping):
+        return [f"LABEL_{i}" for i in range(int(given.get("num_labels") or 2))]
+    return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def _describe_labels(labels: Sequence[str], problem: str | None) -> dict[str, Any]:
+    named = {str(i): label for i, label in enumerate(labels)}
+    described: dict[str, Any] = {"id2label": named, "label2id": {label: int(i) for i, label in named.items()}}
+    return (described if labels else {}) | ({"problem_type": problem} if problem else {})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -172,14 +218,14 @@ def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, Transfo
 def _stored_head(model: ModuleType, given: dict[str, Any]) -> str | None:
     """The kind of head a checkpoint holds, by its class name without the family; None if it is bare."""
     classes = [str(name) for name in given.get("architectures") or []]
-    for kind, ours in model.ARCHITECTURES.items():
-        if any(name == ours or ("For" in name and _purpose(name) == _purpose(ours)) for name in classes):
-            return str(kind)
-    return None
+    exact = {ours: kind for kind, ours in model.ARCHITECTURES.items()}
+    similar = {_purpose(ours): kind for kind, ours in model.ARCHITECTURES.items()}
+    found = [exact.get(name) or similar.get(_purpose(name)) for name in classes]
+    return next((str(kind) for kind in found if kind), None)
 
 
 def _purpose(name: str) -> str:
-    return name.partition("For")[2]
+    return name.partition("For")[2] or ("Model" if name.endswith("Model") else name)
 
 
 def _as_published(model: ModuleType, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

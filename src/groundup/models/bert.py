@@ -16,7 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundup.nn import heads
 from groundup.nn.attention import Attend
+from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.layers import ACTIVATIONS, ResidualLinear, check_length, run_layers
 from groundup.nn.positions import PositionTable, check_even
 from groundup.nn.published import OURS, only, ours, required
@@ -26,7 +28,14 @@ from groundup.units import PositiveCount
 VERSION = 1
 PREFIX = "bert"
 MODEL_TYPES = ("bert", "groundup_bert")
-ARCHITECTURES = {"masked_language": "BertForMaskedLM", "pretraining": "BertForPreTraining"}
+ARCHITECTURES = {
+    "masked_language": "BertForMaskedLM",
+    "pretraining": "BertForPreTraining",
+    "sequence": "BertForSequenceClassification",
+    "tokens": "BertForTokenClassification",
+    "span": "BertForQuestionAnswering",
+    "embedding": "BertModel",
+}
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Endings of names in the first published checkpoints, and what they are called since."""
 NOT_WEIGHTS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -227,9 +236,9 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """(B,T,D) to (B,D)."""
-        return torch.tanh(self.dense(hidden_BTD[:, 0]))
+    def forward(self, first_ED: Tensor) -> Tensor:
+        """Hidden states of first tokens, (E,D), to (E,D)."""
+        return torch.tanh(self.dense(first_ED))
 
 
 class Bert(nn.Module):
@@ -254,7 +263,7 @@ class Bert(nn.Module):
         token_type_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states, (B,T,D)."""
-        check_length(input_ids_BT.shape[1], self.context)
+        check_length(input_ids_BT.shape[1], self.context, positions_BT)
         x_BTD = self.embeddings(input_ids_BT, positions_BT, token_type_ids_BT)
         x_BTD = run_layers(self.encoder.layer, x_BTD, attend, checkpoint_activations=self.checkpoint_activations)
         hidden_BTD: Tensor = self.norm(x_BTD)
@@ -297,7 +306,7 @@ class MaskedLanguageHead(nn.Module):
 
     published = "cls"
 
-    def __init__(self, config: Config, backbone: Bert) -> None:
+    def __init__(self, config: Config, backbone: Bert, outputs: int | None = None) -> None:
         super().__init__()
         self.predictions = Predictions(config, backbone.embeddings.word_embeddings)
 
@@ -324,15 +333,15 @@ class MaskedLanguageHead(nn.Module):
 class PretrainingHead(MaskedLanguageHead):
     """Scores of the masked tokens, and of whether the second sentence follows the first."""
 
-    def __init__(self, config: Config, backbone: Bert) -> None:
-        super().__init__(config, backbone)
+    def __init__(self, config: Config, backbone: Bert, outputs: int | None = None) -> None:
+        super().__init__(config, backbone, outputs)
         backbone.pooler = Pooler(config)
         self.pooler = (backbone.pooler,)
         self.seq_relationship = nn.Linear(config.d_model, 2)
 
     def next_sentence(self, hidden_BTD: Tensor) -> Tensor:
         """(B,2): the second sentence follows, or is from elsewhere."""
-        scores_B2: Tensor = self.seq_relationship(self.pooler[0](hidden_BTD))
+        scores_B2: Tensor = self.seq_relationship(self.pooler[0](hidden_BTD[:, 0]))
         return scores_B2
 
 
@@ -341,7 +350,33 @@ def build(config: Config) -> Bert:
     return Bert(config)
 
 
-HEADS = {"masked_language": MaskedLanguageHead, "pretraining": PretrainingHead}
+def _sequence(config: Config, backbone: Bert, outputs: int | None) -> LinearHead:
+    backbone.pooler = Pooler(config)
+    common: dict[str, Any] = {"published": "classifier", "dropout": config.dropout, "before": backbone.pooler}
+    return LinearHead(config.d_model, heads.required(outputs, "sequence"), reads="first", **common)
+
+
+def _tokens(config: Config, backbone: Bert, outputs: int | None) -> LinearHead:
+    common: dict[str, Any] = {"published": "classifier", "dropout": config.dropout}
+    return LinearHead(config.d_model, heads.required(outputs, "tokens"), reads="all", **common)
+
+
+def _span(config: Config, backbone: Bert, outputs: int | None) -> LinearHead:
+    return LinearHead(config.d_model, outputs or 2, published="qa_outputs", reads="all")
+
+
+def _embedding(config: Config, backbone: Bert, outputs: int | None) -> EmbeddingHead:
+    return EmbeddingHead("mean")
+
+
+HEADS = {
+    "masked_language": MaskedLanguageHead,
+    "pretraining": PretrainingHead,
+    "sequence": _sequence,
+    "tokens": _tokens,
+    "span": _span,
+    "embedding": _embedding,
+}
 
 
 def parameters(config: Config, head: str = "masked_language") -> int:

@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundup.nn import heads
 from groundup.nn.attention import Attend
+from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.layers import LanguageHead, ResidualLinear, TiedLanguageHead, check_length, language_head, run_layers
 from groundup.nn.positions import RopeScaling, Rotary, rotate
 from groundup.nn.published import OURS, only, ours, read_rope, required, write_rope
@@ -25,7 +27,12 @@ from groundup.units import PositiveCount
 VERSION = 1
 PREFIX = "model"
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "groundup_gpt")
-ARCHITECTURES = {"language": "LlamaForCausalLM"}
+ARCHITECTURES = {
+    "language": "LlamaForCausalLM",
+    "sequence": "LlamaForSequenceClassification",
+    "tokens": "LlamaForTokenClassification",
+    "embedding": "LlamaModel",
+}
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 """Endings of tensors that old checkpoints carry and that follow from the config."""
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -259,7 +266,7 @@ class Gpt(nn.Module):
         token_type_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B,T,D). Token types mean nothing to this family and are not used."""
-        check_length(input_ids_BT.shape[1], self.context)
+        check_length(input_ids_BT.shape[1], self.context, positions_BT)
         x_BTD = F.dropout(self.embed_tokens(input_ids_BT), self.dropout, self.training)
         cos, sin = self.rotary(positions_BT, input_ids_BT.shape[1], x_BTD.dtype)
         x_BTD = run_layers(self.layers, x_BTD, attend, cos, sin, checkpoint_activations=self.checkpoint_activations)
@@ -272,11 +279,24 @@ def build(config: Config) -> Gpt:
     return Gpt(config)
 
 
-def _language(config: Config, backbone: Gpt) -> LanguageHead | TiedLanguageHead:
+def _language(config: Config, backbone: Gpt, outputs: int | None) -> LanguageHead | TiedLanguageHead:
     return language_head(backbone.embed_tokens, tie=config.tie_embeddings)
 
 
-HEADS = {"language": _language}
+def _sequence(config: Config, backbone: Gpt, outputs: int | None) -> LinearHead:
+    return LinearHead(config.d_model, heads.required(outputs, "sequence"), published="score", reads="last", bias=False)
+
+
+def _tokens(config: Config, backbone: Gpt, outputs: int | None) -> LinearHead:
+    common: dict[str, Any] = {"published": "score", "dropout": config.dropout}
+    return LinearHead(config.d_model, heads.required(outputs, "tokens"), reads="all", **common)
+
+
+def _embedding(config: Config, backbone: Gpt, outputs: int | None) -> EmbeddingHead:
+    return EmbeddingHead("last")
+
+
+HEADS = {"language": _language, "sequence": _sequence, "tokens": _tokens, "embedding": _embedding}
 
 
 def parameters(config: Config) -> int:

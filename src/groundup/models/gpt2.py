@@ -16,7 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundup.nn import heads
 from groundup.nn.attention import Attend
+from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.layers import (
     ACTIVATIONS,
     LanguageHead,
@@ -34,7 +36,12 @@ from groundup.units import PositiveCount
 VERSION = 1
 PREFIX = "transformer"
 MODEL_TYPES = ("gpt2", "groundup_gpt2")
-ARCHITECTURES = {"language": "GPT2LMHeadModel"}
+ARCHITECTURES = {
+    "language": "GPT2LMHeadModel",
+    "sequence": "GPT2ForSequenceClassification",
+    "tokens": "GPT2ForTokenClassification",
+    "embedding": "GPT2Model",
+}
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Endings of the names of matrices that published checkpoints store as (in, out)."""
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")
@@ -196,7 +203,7 @@ class Gpt2(nn.Module):
         token_type_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B,T,D). Token types mean nothing to this family and are not used."""
-        check_length(input_ids_BT.shape[1], self.context)
+        check_length(input_ids_BT.shape[1], self.context, positions_BT)
         x_BTD = self.wte(input_ids_BT) + self.wpe(positions_BT, input_ids_BT.shape[1])
         x_BTD = F.dropout(x_BTD, self.dropout, self.training)
         x_BTD = run_layers(self.h, x_BTD, attend, checkpoint_activations=self.checkpoint_activations)
@@ -209,11 +216,24 @@ def build(config: Config) -> Gpt2:
     return Gpt2(config)
 
 
-def _language(config: Config, backbone: Gpt2) -> LanguageHead | TiedLanguageHead:
+def _language(config: Config, backbone: Gpt2, outputs: int | None) -> LanguageHead | TiedLanguageHead:
     return language_head(backbone.wte, tie=config.tie_embeddings)
 
 
-HEADS = {"language": _language}
+def _sequence(config: Config, backbone: Gpt2, outputs: int | None) -> LinearHead:
+    return LinearHead(config.d_model, heads.required(outputs, "sequence"), published="score", reads="last", bias=False)
+
+
+def _tokens(config: Config, backbone: Gpt2, outputs: int | None) -> LinearHead:
+    common: dict[str, Any] = {"published": "classifier", "dropout": config.dropout}
+    return LinearHead(config.d_model, heads.required(outputs, "tokens"), reads="all", **common)
+
+
+def _embedding(config: Config, backbone: Gpt2, outputs: int | None) -> EmbeddingHead:
+    return EmbeddingHead("last")
+
+
+HEADS = {"language": _language, "sequence": _sequence, "tokens": _tokens, "embedding": _embedding}
 
 
 def parameters(config: Config) -> int:

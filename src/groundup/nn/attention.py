@@ -2,7 +2,7 @@
 
 A backbone computes queries, keys and values and calls `attend(q, k, v, layer)`. What may be seen is
 the context's business: everything before (`Causal`), everything (`Bidirectional`), only one's own
-document (`Documents`), or what a cache holds (`Cached`). Masks are made once, when the context is,
+document (`Documents`, `Ragged`), or what a cache holds (`Cached`). Masks are made once, when the context is,
 and shared by all layers.
 
 Axes: B rows, T tokens, S cached slots, H query heads, G key-value heads (H is a multiple of G),
@@ -12,6 +12,7 @@ K dimensions of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -73,6 +74,31 @@ class Documents:
         return scaled_dot_product(q_BTHK, k_BTGK, v_BTGK, mask=self.mask, dropout=dropout)
 
 
+class Ragged:
+    """Examples end to end in one row, (1,N), each seeing only itself: no padding is computed anywhere.
+
+    Neighbours of equal length are attended to together, so a batch sorted by length takes few calls.
+    """
+
+    def __init__(self, lengths_E: Tensor, causal: bool) -> None:
+        self.runs = [(length, len(list(run))) for length, run in groupby(lengths_E.tolist())]
+        self.causal = causal
+
+    def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        done, found = 0, []
+        for length, count in self.runs:
+            span = slice(done, done + length * count)
+            q, k, v = (x[0, span].unflatten(0, (count, length)) for x in (q_BTHK, k_BTGK, v_BTGK))
+            out = (
+                attend_causally(q, k, v, dropout=dropout)
+                if self.causal
+                else scaled_dot_product(q, k, v, dropout=dropout)
+            )
+            found.append(out.flatten(0, 1))
+            done = span.stop
+        return torch.cat(found)[None]
+
+
 class Cached:
     """New tokens see themselves and what the cache holds of their rows; their keys and values join it.
 
@@ -103,11 +129,13 @@ class Cached:
 
 
 def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype = torch.float32) -> Attend:
-    """The context a batch asks for: by `document_ids`, else by `attention_mask`, else the plain one.
+    """The context a batch asks for: by `lengths`, `document_ids` or `attention_mask`, else the plain one.
 
     In a causal row padded on the left or right, real tokens see only real ones before them.
     """
-    documents, mask = batch.get("document_ids"), batch.get("attention_mask")
+    documents, mask, lengths = batch.get("document_ids"), batch.get("attention_mask"), batch.get("lengths")
+    if lengths is not None:
+        return Ragged(lengths, causal)
     if documents is not None:
         return Documents(documents, causal, dtype)
     if causal:

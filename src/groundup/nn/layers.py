@@ -103,8 +103,11 @@ def run_layers(
     return hidden_BTD
 
 
-def check_length(length: int, context: int) -> None:
-    """Raise UserError if a row is longer than the context the model was made for."""
-    if length > context:
+def check_length(length: int, context: int, positions_BT: Tensor | None = None) -> None:
+    """Raise UserError if a row is longer than the context the model was made for.
+
+    A row whose positions are given may be: it holds several texts, and each counts from zero.
+    """
+    if length > context and positions_BT is None:
         fix = f"cut or pack rows to at most {context} tokens, or train a model with a longer context"
         raise UserError(f"a row of {length} tokens is longer than the model's context of {context}", fix=fix)

@@ -4,13 +4,17 @@ The model's file says what the modules are; here they meet a batch. `state_dict(
 names of the published layout (`model.layers.0.…`, `lm_head.weight`; `bert.…`, `cls.…`), tied weights
 once.
 
-Axes: B rows, T tokens, D model width, V vocabulary.
+A batch is padded, (B,T) with `attention_mask`, or flat: its examples end to end in one row, (1,N), with
+their `lengths`. `Outputs` finds an example's tokens in either.
+
+Axes: B rows, T tokens, E examples, N tokens of a flat batch, D model width, V vocabulary, K outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, cast
 
 import torch
@@ -19,10 +23,11 @@ from torch import Tensor, nn
 from groundup.config import Named
 from groundup.errors import UserError, nearest
 from groundup.nn.attention import Attend, for_batch
+from groundup.nn.heads import Reads
 from groundup.nn.initialisers import initialise
 from groundup.nn.shape import TransformerSection
 
-INPUTS = ("input_ids", "positions", "document_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "positions", "document_ids", "attention_mask", "token_type_ids", "lengths")
 """The keys of a batch that a backbone reads; the others are the loss's."""
 
 
@@ -46,7 +51,11 @@ class Backbone(Protocol):
 
 
 class Head(Protocol):
-    """A language head: features, then one linear layer over the vocabulary, so a loss can join in."""
+    """A language head: features, then one linear layer over the vocabulary, so a loss can join in.
+
+    Heads of other kinds have no `features`; those that read one vector an example say so by `reads`
+    (see `nn/heads.py`).
+    """
 
     published: str
     """The module's name in the published layout: lm_head, cls, classifier, …"""
@@ -78,11 +87,17 @@ class Outputs:
     hidden: Tensor
     """(B, T, D)"""
     head: Head
+    batch: Mapping[str, Tensor] = field(default_factory=dict)
+    """What went in: it tells where examples begin and end."""
 
-    @property
+    @cached_property
     def logits(self) -> Tensor:
-        """Scores of every position, (B, T, V); a loss that can should use `head.features` instead."""
-        return self.head(self.hidden)
+        """Scores of every position, (B, T, V) or (B, T, K), or of every example, (E, K), by the head.
+
+        A loss that can should use `head.features` instead of (B, T, V).
+        """
+        reads = getattr(self.head, "reads", "all")
+        return self.head(self.hidden if reads == "all" else self.examples(reads))
 
     @property
     def next_sentence_logits(self) -> Tensor:
@@ -90,21 +105,45 @@ class Outputs:
         score = cast(Callable[[Tensor], Tensor], getattr(self.head, "next_sentence"))  # noqa: B009
         return score(self.hidden)
 
+    def examples(self, reads: Reads) -> Tensor:
+        """One vector an example, (E, D): its first or last token's, or the mean of its tokens'."""
+        flat_ND, (start_E, length_E) = self.hidden.flatten(0, 1), self.places
+        if reads == "first":
+            return flat_ND[start_E]
+        if reads == "last":
+            return flat_ND[start_E + length_E - 1]
+        owner_N = torch.repeat_interleave(torch.arange(len(length_E), device=flat_ND.device), length_E)
+        within_N = torch.arange(len(owner_N), device=flat_ND.device) - (length_E.cumsum(0) - length_E)[owner_N]
+        sums_ED = flat_ND.new_zeros(len(length_E), flat_ND.shape[-1])
+        return sums_ED.index_add(0, owner_N, flat_ND[start_E[owner_N] + within_N]) / length_E[:, None]
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Where each example begins among the B·T positions, and how many tokens it has; (E,) each."""
+        lengths = self.batch.get("lengths")
+        if lengths is not None:
+            return lengths.cumsum(0) - lengths, lengths
+        rows, width = self.hidden.shape[:2]
+        start_B = torch.arange(rows, device=self.hidden.device) * width
+        mask = self.batch.get("attention_mask")
+        return start_B, torch.full_like(start_B, width) if mask is None else mask.sum(1)
+
 
 class Network(nn.Module):
     """The backbone of a model and one of its heads, in evaluation of a batch.
 
-    `model` is a file of `models/`. Raises UserError for a head that it does not have.
+    `model` is a file of `models/`; `outputs` is the number of scores of a head that is not over the
+    vocabulary. Raises UserError for a head that the model does not have.
     """
 
-    def __init__(self, model: ModelFile, config: Named, head_kind: str) -> None:
+    def __init__(self, model: ModelFile, config: Named, head_kind: str, outputs: int | None = None) -> None:
         super().__init__()
         if head_kind not in model.HEADS:
             fix = nearest(head_kind, model.HEADS)
             raise UserError(f"the model {config.name!r} has no head for {head_kind!r}", fix=fix)
-        self.config, self.head_kind, self.prefix = config, head_kind, model.PREFIX
+        self.config, self.head_kind, self.outputs, self.prefix = config, head_kind, outputs, model.PREFIX
         backbone = model.build(config)
-        head = model.HEADS[head_kind](config, backbone)
+        head = model.HEADS[head_kind](config, backbone, outputs)
         self.head_name = cast(Head, head).published
         self.add_module(self.prefix, backbone)
         self.add_module(self.head_name, head)
@@ -127,15 +166,21 @@ class Network(nn.Module):
         if attend is None:
             attend = for_batch(batch, causal=self.backbone.causal)
         hidden_BTD = self.backbone(batch["input_ids"], attend, batch.get("positions"), batch.get("token_type_ids"))
-        return Outputs(hidden_BTD, self.head)
+        return Outputs(hidden_BTD, self.head, batch)
 
 
 def create(
-    model: ModelFile, config: TransformerSection, head_kind: str, *, seed: int, device: torch.device | str = "cpu"
+    model: ModelFile,
+    config: TransformerSection,
+    head_kind: str,
+    *,
+    outputs: int | None = None,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> Network:
     """A network with fresh weights by the config's initialiser and a seed: the same on every device."""
     with torch.device("meta"):
-        network = Network(model, config, head_kind)
+        network = Network(model, config, head_kind, outputs)
     materialise(network, device)
     initialise(network, name=config.initialiser, std=config.initialiser_std, n_layers=config.n_layers, seed=seed)
     return network
