@@ -11,7 +11,8 @@ Axes: N units, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -91,7 +92,7 @@ def ratio_interval(
     left_below = below_N.sum() - below_N
     left_above = above_N.sum() - above_N
     jackknife_N = np.where(left_below > 0, left_above / np.where(left_below > 0, left_below, 1.0), estimate)
-    low, high = _limits(estimate, replicates_R, jackknife_N, level, method)
+    low, high = limits(estimate, replicates_R, jackknife_N, level, method)
     return Interval(estimate, low, high, level, n, unit, resamples, method, seed)
 
 
@@ -120,11 +121,11 @@ def statistic_interval(
     estimate = float(statistic(everything))
     needs_jackknife = method == "bca" and n > 1
     jackknife = [statistic(np.delete(everything, i)) for i in range(n)] if needs_jackknife else [estimate]
-    low, high = _limits(estimate, replicates_R, np.array(jackknife), level, method)
+    low, high = limits(estimate, replicates_R, np.array(jackknife), level, method)
     return Interval(estimate, low, high, level, n, unit, resamples, method, seed)
 
 
-def _limits(
+def limits(
     estimate: float, replicates_R: Floats, jackknife_N: Floats, level: float, method: str
 ) -> tuple[float, float]:
     """Lower and upper limit by the percentile method, or by BCa (Efron 1987, eq. 2.3 to 2.6)."""
@@ -158,3 +159,21 @@ def _corrected(
         return _NORMAL.cdf(bias + z / (1 - acceleration * z))
 
     return moved(tails[0]), moved(tails[1])
+
+
+def runs_interval(values: Sequence[float], *, level: float = 0.95, unit: str = "runs") -> Interval:
+    """The interval of the mean over runs, such as seeds, by Student's t.
+
+    It says how much another set of seeds would move the mean, on the same test. With one run nothing
+    can be said and the interval is infinite. Raises ValueError for none.
+    """
+    values_N = np.asarray(values, np.float64)
+    n = len(values_N)
+    if not n:
+        raise ValueError("the mean of no runs")
+    mean, margin = float(values_N.mean()), np.inf
+    if n > 1:
+        from scipy.stats import t  # type: ignore[import-untyped]
+
+        margin = float(t.ppf((1 + level) / 2, n - 1)) * float(values_N.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - margin, mean + margin, level, n, unit, 0, "t", 0)
