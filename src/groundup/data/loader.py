@@ -24,7 +24,7 @@ Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[Row]], Batch]
 Int64s = NDArray[np.int64]
 
-LABELS = ("labels", "next_sentence_label")
+LABELS = ("labels", "label", "next_sentence_label")
 """The keys of a row whose value -100 means that nothing is trained there."""
 
 
@@ -52,12 +52,14 @@ class Loader:
         self.rows, self.collate, self.seed = rows, collate, seed
         self.batch_rows, self.micro_batches, self.pin = batch_rows, micro_batches, pin
         self.order = Order(len(rows), seed)
+        self.lengths: Int64s | None = getattr(rows, "lengths", None)
         self._ahead = Ahead(self._make, workers, self._next) if workers else None
 
     def micro_batch(self, step: int, micro: int) -> tuple[Batch, Int64s]:
         """Part `micro` of the batch of `step`, both from 0, and the indices of its rows.
 
-        The batch of a step is the same rows in the same order however many micro-batches it has.
+        The batch of a step is the same rows in the same order however many micro-batches it has. Rows
+        of different lengths are sorted by it, longest first, so that a micro-batch holds like lengths.
         """
         if not 0 <= micro < self.micro_batches or step < 0:
             raise IndexError(f"step {step}, micro-batch {micro} of {self.micro_batches}")
@@ -72,13 +74,17 @@ class Loader:
 
         All batches have `batch_rows` rows (a micro-batch's, unless given). The last is filled up with
         rows whose labels are all -100, so that shapes stay the same; `indices` names the real ones.
+        Rows of different lengths come longest first, and nothing is filled up.
         """
         size = batch_rows or -(-self.batch_rows // self.micro_batches)
         chosen = spread(len(self.rows), max_rows)
+        if self.lengths is not None:
+            chosen = chosen[np.argsort(-self.lengths[chosen], kind="stable")]
         for start in range(0, len(chosen), size):
             indices = chosen[start : start + size]
             rows = [self.rows.row(int(index), 0) for index in indices]
-            rows += [blank(rows[-1])] * (size - len(rows))
+            if self.lengths is None:
+                rows += [blank(rows[-1])] * (size - len(rows))
             yield self._collate(rows), indices
 
     def close(self) -> None:
@@ -91,7 +97,12 @@ class Loader:
         step, micro = key
         start = micro * self.batch_rows // self.micro_batches
         stop = (micro + 1) * self.batch_rows // self.micro_batches
-        epochs, indices = self.order.span(step * self.batch_rows + start, stop - start)
+        if self.lengths is None:
+            epochs, indices = self.order.span(step * self.batch_rows + start, stop - start)
+        else:
+            epochs, indices = self.order.span(step * self.batch_rows, self.batch_rows)
+            own = np.argsort(-self.lengths[indices], kind="stable")[start:stop]
+            epochs, indices = epochs[own], indices[own]
         rows = [self.rows.row(int(index), int(epoch)) for epoch, index in zip(epochs, indices, strict=True)]
         return self._collate(rows), indices
 

@@ -1,6 +1,6 @@
 """Documents as token ids on disk: encoded once, then read as plain memory, however large.
 
-A task's `encode` turns each document into lists of whole numbers. They are laid end to end in one
+A task's `encode` turns each document into lists of numbers, whole ones as a rule. They are laid end to end in one
 file a column, with a second file of offsets, and are an artefact of kind `shards` of their own: the
 key is the corpus, the split and whatever decides the encoding, so a change of the learning rate finds
 them in the store. Reading maps the files and copies nothing.
@@ -33,9 +33,11 @@ BATCH_BYTES = 1 << 20
 """Text handed to a process at once: enough that passing it costs little, little enough to spread."""
 SMALL_BYTES = 4 << 20
 """A corpus below this is encoded here: starting processes would take longer."""
-Encode = Callable[[dict[str, Any]], dict[str, list[int]]]
+Encode = Callable[[dict[str, Any]], dict[str, Any]]
 Array = NDArray[Any]
 DTYPES = ("uint16", "uint32", "int32", "int64")
+REAL = "float64"
+"""The type of a column in which a document gave a number that is not whole."""
 
 
 class Shards:
@@ -178,12 +180,17 @@ class _EncodeBatch:
             _check_row(row, rows[0], document)
         columns = {}
         for name in rows[0]:
-            values = np.concatenate([np.asarray(row[name], dtype=np.int64) for row in rows])
+            values = np.concatenate([_as_array(row[name]) for row in rows])
             columns[name] = values, np.array([len(row[name]) for row in rows], dtype=np.int64)
         return columns, np.array([len(document["text"].encode("utf-8")) for document in documents], dtype=np.int64)
 
 
-def _check_row(row: dict[str, list[int]], first: dict[str, list[int]], document: dict[str, Any]) -> None:
+def _as_array(values: Sequence[int] | Sequence[float]) -> Array:
+    is_real = len(values) > 0 and isinstance(values[0], float)
+    return np.asarray(values, dtype=np.float64 if is_real else np.int64)
+
+
+def _check_row(row: dict[str, Any], first: dict[str, Any], document: dict[str, Any]) -> None:
     if "input_ids" not in row or row.keys() != first.keys():
         what = f"encode gave the columns {sorted(row)}, and {sorted(first)} for another document"
         fix = "a task's encode returns the same columns for every document, input_ids among them"
@@ -191,7 +198,10 @@ def _check_row(row: dict[str, list[int]], first: dict[str, list[int]], document:
 
 
 class _Writer:
-    """Appends batches to one file a column, each in the narrowest type that holds its values so far."""
+    """Appends batches to one file a column, each in the narrowest type that holds its values so far.
+
+    A type only ever grows: whole numbers to wider ones, any of them to real numbers.
+    """
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
@@ -260,11 +270,16 @@ class _Writer:
     def _widen(self, name: str, values: Array) -> None:
         """Rewrite a column in a wider type when the new values need one; rare, and a stream."""
         old = self.dtypes[name]
-        if not len(values) or _holds(old, int(values.min()), int(values.max())):
+        if not len(values) or old == REAL:
             return
-        seen = np.iinfo(old)
-        low, high = min(int(values.min()), seen.min), max(int(values.max()), seen.max)
-        new = next(dtype for dtype in DTYPES if _holds(dtype, low, high))
+        if values.dtype.kind == "f":
+            new = REAL
+        elif _holds(old, int(values.min()), int(values.max())):
+            return
+        else:
+            seen = np.iinfo(old)
+            low, high = min(int(values.min()), seen.min), max(int(values.max()), seen.max)
+            new = next(dtype for dtype in DTYPES if _holds(dtype, low, high))
         self.files[name].close()
         path = self._path(name)
         narrow = path.rename(path.with_suffix(".narrow"))

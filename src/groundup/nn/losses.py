@@ -28,16 +28,40 @@ CHUNK_ROWS = 256
 """Positions in a chunk at least: below, matrix products with a large vocabulary lose speed."""
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, weight_V: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy in nats, and the number of trained labels (int64).
 
-    logits: (…, V); labels: (…) with -100 where nothing is trained. Computed in fp32 or above.
+    logits: (…, V); labels: (…) with -100 where nothing is trained; weight_V: what each class weighs in
+    the sum, not in the number. Computed in fp32 or above.
     """
     flat = labels.reshape(-1)
     scores = logits.reshape(flat.numel(), -1)
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    total = F.cross_entropy(scores, flat, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+    total = F.cross_entropy(
+        scores, flat, weight=weight_V, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+    )
     return total, (flat != IGNORED).sum()
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of yes-or-no questions in nats, and their number (int64).
+
+    logits, labels: of one shape; labels are 0, 1, or -100 where nothing is trained.
+    """
+    real = labels != IGNORED
+    each = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
+    return (each * real).sum(), real.sum()
+
+
+def squared_error(predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed squared difference, and the number of trained labels (int64).
+
+    predicted, wanted: of one shape; wanted is NaN where nothing is trained.
+    """
+    real = wanted.isfinite()
+    return ((predicted - wanted.nan_to_num()).square() * real).sum(), real.sum()
 
 
 def linear_cross_entropy(

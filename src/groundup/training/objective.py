@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup.data.layout import one_by_one
 from groundup.progress import interrupt_requested
 from groundup.training.arithmetic import Arithmetic
 
@@ -95,9 +96,8 @@ def validate(
 def losses_by_row(network: nn.Module, objective: Objective, batch: Batch, arithmetic: Arithmetic) -> list[float]:
     """The loss of each row alone, to tell which rows are the offending ones."""
     found = []
-    rows = next(iter(batch.values())).shape[0]
-    for i in range(rows):
-        row = to_device({key: value[i : i + 1] for key, value in batch.items()}, arithmetic.device)
+    for one in one_by_one(batch):
+        row = to_device(one, arithmetic.device)
         with arithmetic.on():
             parts = objective.loss(network(row), row)
         found.append(sum(float(total) / max(1, int(count)) for total, count in parts.values()))
