@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from groundup.config import Named
 from groundup.errors import StageFailed, UserError, nearest
 from groundup.nn import token_tables
-from groundup.nn.adapted import AdaptedLinear, adapted_layers
+from groundup.nn.adapted import AdaptedLinear, Adaptation, adapted_layers
 from groundup.nn.network import Network
 from groundup.units import PositiveCount
 
@@ -71,7 +71,7 @@ def wrap(
     and with `new_tokens` the tables of the tokens do too. The same seed draws the same numbers on every device.
     Raises UserError for targets that do not exist, or a network that has an adapter already.
     """
-    if any(adapted_layers(network)):
+    if network.adapter is not None:
         raise UserError("the network has an adapter already", fix="merge it first")
     whole = _whole_modules(network, config, new_tokens=new_tokens)
     layers = _targets(network, config, whole)
@@ -91,6 +91,7 @@ def wrap(
         network.set_submodule(name, adapted)
     for name in whole:
         network.get_submodule(name).requires_grad_(True)
+    network.adapter = Adaptation(config, tuple(whole))
     return network
 
 
@@ -101,11 +102,11 @@ def merge(network: Network) -> Network:
     exactly the checkpoint (`describe` says by how much): the merged model computes what the trained one did.
     Everything can be trained again afterwards. Raises UserError if there is no adapter.
     """
-    layers = list(adapted_layers(network))
-    if not layers:
+    if network.adapter is None:
         raise UserError("the network has no adapter to merge", fix="wrap it first, or use it as it is")
-    for name, layer in layers:
+    for name, layer in list(adapted_layers(network)):
         network.set_submodule(name, layer.merged())
+    network.adapter = None
     return network.requires_grad_(True)
 
 

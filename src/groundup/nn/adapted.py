@@ -10,13 +10,16 @@ Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA); Dettmers et al. 2023 (QLoRA).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundup.config import Named
 from groundup.nn.quantised import QUANTISED, Bits, frozen_product
 
 TRAINED = ("lora_A", "lora_B", "lora_magnitude_vector")
@@ -49,13 +52,15 @@ class AdaptedLinear(nn.Linear):
         self.rank, self.scaling, self.dropout, self.bits = rank, scaling, dropout, bits
         # A tuple hides the emptied layer from registration.
         self.plain = (plain,)
-        weight_OI, bias_O = plain.weight, cast(nn.Parameter | None, plain.bias)
+        weight_OI = cast(nn.Parameter, plain.weight)
         self.register_parameter("weight", None if bits else weight_OI)
-        self.register_parameter("bias", bias_O)
+        self.register_parameter("bias", plain.bias)
         self.requires_grad_(False)
         plain.register_parameter("weight", None)
         plain.register_parameter("bias", None)
         self.frozen = QUANTISED[bits](weight_OI) if bits else None
+        # Told before the matrix is gone: which base this is an adapter of.
+        self.base_digest = digest(weight_OI) if bits else ""
         self.base_error = relative_error(self.matrix(), weight_OI) if bits else 0.0
         device = weight_OI.device
         # Normal, as in the paper (section 4.1), with the variance of its authors' code.
@@ -127,6 +132,21 @@ class AdaptedLinear(nn.Linear):
         plain.register_parameter("bias", None if self.bias is None else nn.Parameter(self.bias.detach()))
         plain.train(self.training)
         return plain
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a network knows of the adapter in it, as `network.adapter`."""
+
+    config: Named
+    whole: tuple[str, ...]
+    """Names of the modules that train whole, beside the adapted layers."""
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 in hex of a tensor's values as fp32, so of the same values in whichever type."""
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
 
 
 def adapted_layers(network: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from groundup.config import Named
 from groundup.errors import UserError, nearest
+from groundup.nn.adapted import Adaptation
 from groundup.nn.attention import Attend, for_batch
 from groundup.nn.heads import Reads
 from groundup.nn.initialisers import initialise
@@ -142,6 +143,7 @@ class Network(nn.Module):
             fix = nearest(head_kind, model.HEADS)
             raise UserError(f"the model {config.name!r} has no head for {head_kind!r}", fix=fix)
         self.config, self.head_kind, self.outputs, self.prefix = config, head_kind, outputs, model.PREFIX
+        self.adapter: Adaptation | None = None
         backbone = model.build(config)
         head = model.HEADS[head_kind](config, backbone, outputs)
         self.head_name = cast(Head, head).published
