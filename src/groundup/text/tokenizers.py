@@ -22,6 +22,7 @@ import tokenizers as library
 from groundup.errors import DataError
 from groundup.text import word_cache
 from groundup.text.pipelines import ROLES, bert_pipeline, gpt2_pipeline
+from groundup.text.templates import Template, read_templates
 
 NO_LIMIT = 1_000_000_000_000_000_019_884_624_838_656
 """What transformers writes for "no maximum length": int(1e30)."""
@@ -92,6 +93,8 @@ class Tokenizer:
         config = _read_json(place / "tokenizer_config.json")
         engine = _open_engine(place, config)
         specials = _find_specials(engine, config | _read_json(place / "special_tokens_map.json"))
+        template = read_templates(place, config)
+        config |= {} if template is None else {"chat_template": template}
         stops = _read_json(place / "generation_config.json").get("eos_token_id")
         listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
         return cls(engine, specials, stops=[int(stop) for stop in listed], config=config)
@@ -113,6 +116,9 @@ class Tokenizer:
         names = {f"{role}_token": token for role, token in self.specials.named().items()}
         kept = {"model_max_length": NO_LIMIT, **self._config}
         config = kept | names | {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if isinstance(self.chat_template, Mapping):
+            named = [{"name": name, "template": text} for name, text in sorted(self.chat_template.items())]
+            config["chat_template"] = named
         if self.specials.cls is not None:
             config.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
         config["added_tokens_decoder"] = _describe_added(self._engine)
@@ -121,6 +127,18 @@ class Tokenizer:
         config.pop("backend", None)
         _write_json(place / "tokenizer_config.json", config)
         _write_json(place / "special_tokens_map.json", names)
+
+    @property
+    def chat_template(self) -> Template | None:
+        """The Jinja template that turns messages into text, by name where there are several; see `text/prompt.py`."""
+        return self._config.get("chat_template")
+
+    def with_chat(self, template: Template, tokens: Sequence[str] = ()) -> Tokenizer:
+        """The same tokenizer with a chat template, and with special tokens added where it lacks them."""
+        engine = library.Tokenizer.from_str(self._engine.to_str())
+        engine.add_special_tokens([library.AddedToken(token, special=True, normalized=False) for token in tokens])
+        config = self._config | {"chat_template": template}
+        return Tokenizer(engine, self.specials, stops=self._stops, config=config)
 
     def to_json(self) -> str:
         """The text of tokenizer.json: the same bytes for the same tokenizer."""
@@ -182,6 +200,11 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """The ids that carry a role or are marked special, none of which stands for text."""
         return frozenset(i for i, token in self._engine.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def added_tokens(self) -> frozenset[str]:
+        """The tokens found whole in a text, special ones and others."""
+        return frozenset(token.content for token in self._engine.get_added_tokens_decoder().values())
 
     @property
     def bos_id(self) -> int | None:
