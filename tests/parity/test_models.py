@@ -437,3 +437,24 @@ def test_broken_directories_are_explained(
         hugging_face.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert caught.value.fix
+
+
+def test_a_checkpoint_is_inspected_without_its_weights(tmp_path: Path) -> None:
+    decoder("qwen2").save_pretrained(tmp_path)
+    network = hugging_face.inspect(tmp_path)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    assert sum(p.numel() for p in network.parameters()) == decoder("qwen2").num_parameters()
+    spoil_config(num_hidden_layers=4)(tmp_path)
+    with pytest.raises(ArtifactError, match="tensors are missing: model.layers.3"):
+        hugging_face.inspect(tmp_path)
+
+
+@torch.no_grad()
+def test_a_backbone_alone_opens_with_its_pooler_left_out(tmp_path: Path) -> None:
+    sizes = {key: value for key, value in SIZES.items() if not key.endswith("token_id")}
+    theirs = randomise(transformers.BertModel(transformers.BertConfig(**sizes)))
+    theirs.save_pretrained(tmp_path)
+    assert hugging_face.inspect(tmp_path).head_kind == "embedding"
+    agree(hugging_face.load(tmp_path)({"input_ids": ids(97)}).hidden, theirs(ids(97)).last_hidden_state)
+    with_pooler = hugging_face.load(tmp_path, "sequence", outputs=3)
+    assert torch.equal(with_pooler.backbone.pooler.dense.weight, theirs.pooler.dense.weight)
