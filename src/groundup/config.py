@@ -38,6 +38,10 @@ class Section(BaseModel):
         populate_by_name=True,
     )
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Keys added after artefacts were first made. They are dumped only when they are set, so that what was
+    made before they existed stays what the same recipe asks for."""
+
 
 class StageSection(Section):
     """The section of one stage; every stage's `Config` derives from it."""
@@ -185,8 +189,9 @@ def parse(section: type[S], data: Any, path: Path = ()) -> tuple[S | None, list[
 def dump(section: BaseModel) -> dict[str, Any]:
     """Plain data that `parse` reads back: defaults filled in, names included, keys as in a recipe."""
     name = {"name": section.name} if isinstance(section, Named) else {}
-    values = {info.alias or key: _plain(getattr(section, key)) for key, info in type(section).model_fields.items()}
-    return name | values
+    fields = type(section).model_fields
+    unset = {key for key in getattr(section, "LATER", ()) if getattr(section, key) == fields[key].default}
+    return name | {f.alias or key: _plain(getattr(section, key)) for key, f in fields.items() if key not in unset}
 
 
 def named(folder: str, data: Any) -> Named:

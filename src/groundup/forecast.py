@@ -23,9 +23,9 @@ class Known:
     """What plan knows of one input of a stage.
 
     `facts` are by kind. corpus: documents, bytes (per split, dicts), longest_document_bytes,
-    sample (a list of some documents' texts), licences. tokenizer: vocab_size, bytes_per_token.
-    model: parameters, context. They are measured from `artifact` when there is one, and estimated
-    from 8 MB of each source when there is not (`estimated`).
+    sample (a list of some documents' texts), examples (the same documents as whole mappings), licences.
+    tokenizer: vocab_size, bytes_per_token. model: parameters, context. They are measured from
+    `artifact` when there is one, and estimated from 8 MB of each source when there is not (`estimated`).
     """
 
     kind: str

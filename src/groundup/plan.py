@@ -216,7 +216,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
     stages = {}
     for name, current in plan.steps.items():
         forecast = asdict(current.forecast)
-        forecast["facts"] = {k: v for k, v in forecast["facts"].items() if k != "sample"}
+        forecast["facts"] = {k: v for k, v in forecast["facts"].items() if k not in ("sample", "examples")}
         stages[name] = {"kind": current.stage.kind, "state": current.status, "why": current.why, **forecast}
     return {"recipe": plan.recipe.name, "stages": stages}
 

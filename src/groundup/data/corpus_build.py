@@ -21,7 +21,7 @@ from groundup.artifact import Draft, digest_data, write_whole
 from groundup.config import dump
 from groundup.data import corpus_ledger, corpus_select, corpus_write
 from groundup.data.corpus import SUMMARY
-from groundup.data.corpus_clean import Clean, Job, clean_block, excerpt
+from groundup.data.corpus_clean import RECORD, Clean, Job, clean_block, excerpt
 from groundup.data.corpus_ledger import Ledger
 from groundup.data.corpus_write import Origin, Plan
 from groundup.data.source_blocks import Block, cut
@@ -151,7 +151,8 @@ def _state(out: Draft, settings: Settings, files: list[SourceFile]) -> Path:
     if settings.decontaminate is not None:
         sections.append(dump(settings.decontaminate))
     sizes = [[file.name, file.size, Path(file.path).stat().st_mtime_ns] for file in files]
-    identity = digest_data([sections, sizes, settings.seed, settings.words, settings.characters])
+    layout = [list(map(str, RECORD.descr))]
+    identity = digest_data([sections, sizes, settings.seed, settings.words, settings.characters, layout])
     mark = folder / "of"
     if not mark.is_file() or mark.read_text() != identity:
         shutil.rmtree(folder, ignore_errors=True)

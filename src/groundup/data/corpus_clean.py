@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from groundup.artifact import write_whole
+from groundup.data.corpus_treat import Treatment
 from groundup.data.source_blocks import Block
 from groundup.data.source_rows import Row, count_lines, read_rows
 from groundup.data.sources import Source
@@ -40,8 +41,8 @@ from groundup.text.duplicates import (
     signatures,
 )
 from groundup.text.filters import Filters, reason_to_drop
-from groundup.text.identifiers import Identifier, redact
-from groundup.text.normalise import Normalise, normalise
+from groundup.text.identifiers import Identifier
+from groundup.text.normalise import Normalise
 from groundup.units import parse_share
 
 RECORD = np.dtype(
@@ -52,9 +53,12 @@ RECORD = np.dtype(
         ("id", "<i8"),
         ("bytes", "<i8"),
         ("fixed", "<i1"),
+        ("stratum", "<u8"),
+        ("distinct", "<u8"),
     ]
 )
-"""What is known of a document without its text: hash, group, time, row, size, prescribed split."""
+"""What is known of a document without its text: hash, group, time, row, size, prescribed split, stratum,
+and the hash of what tells it apart from others of the same text."""
 EXAMPLES = 3
 """Examples kept for each reason."""
 EXCERPT = 80
@@ -74,7 +78,8 @@ class Clean(Normalise, Filters):
 
     redact: list[Identifier] = Field(default=[])
     """Personal identifiers to replace by placeholders: `email`, `phone` (international and Chinese),
-    `id_number` (Chinese, with its check digit), `card_number` (with its check digit)."""
+    `id_number` (Chinese, with its check digit), `card_number` (with its check digit). In the text and in
+    every string of the kept columns alike."""
     exact_duplicates: bool = True
     """Keep only one of several equal texts."""
     near_duplicates: Annotated[
@@ -121,11 +126,17 @@ class Job:
     @cached_property
     def kept(self) -> list[str]:
         """Columns carried into the corpus, of all sources."""
-        return list(dict.fromkeys(name for source in self.sources for name in source.keep))
+        return list(dict.fromkeys(name for source in self.sources for name in (*source.kept, *source.add)))
 
     def wanted(self, source: int) -> list[str]:
-        """Columns to read from a source beside its text."""
-        return list(dict.fromkeys((*self.sources[source].keep, *self.split.columns)))
+        """Columns to read from a source beside its text, by their names in the corpus."""
+        read = self.sources[source]
+        return list(dict.fromkeys((*read.kept, *read.add, *self.split.columns, *read.apart)))
+
+    @cached_property
+    def treatment(self) -> Treatment:
+        """What is done to texts and to strings in kept columns."""
+        return Treatment(self.clean, self.clean.redact)
 
     @cached_property
     def index(self) -> Hashes | None:
@@ -171,6 +182,8 @@ class Cleaned:
     rows: list[Row] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     """Position of each among the rows of the block."""
+    kept: list[tuple[Any, ...]] = field(default_factory=list)
+    """Values of the job's kept columns, clean."""
 
 
 def clean_block(job: Job, block: Block) -> dict[str, Any]:
@@ -198,12 +211,24 @@ def clean_rows(job: Job, block: Block) -> tuple[Summary, Cleaned]:
             summary.bad[kind] += 1
             summary.note(f"bad: {kind}", row, detail.removesuffix(")"))
             continue
+        found: Counter[str] = Counter()
+        kept = [job.treatment.value(value, found) for value in _kept(job, row, wanted)]
+        hidden = next(
+            (name for name, value in zip(job.kept, kept, strict=True) if job.treatment.runs_over(value)), None
+        )
+        if hidden is not None:
+            kind = f"an identifier runs over several items of {hidden!r}"
+            summary.bad[kind] += 1
+            summary.note(f"bad: {kind}", row, "")
+            continue
         text = _clean_text(job, row, summary)
         reason = _reason(job, text)
         if reason:
             summary.dropped[reason] += 1
             summary.note(f"dropped: {reason}", row, excerpt(text))
             continue
+        summary.redacted.update({f"{kind} (kept columns)": count for kind, count in found.items()})
+        cleaned.kept.append(tuple([job.treatment.moved(value, row.text, text) for value in kept]))
         cleaned.texts.append(text)
         cleaned.rows.append(row)
         cleaned.ids.append(summary.rows - 1)
@@ -222,16 +247,20 @@ def _missing(job: Job, row: Row, wanted: list[str]) -> str:
     return ""
 
 
+def _kept(job: Job, row: Row, wanted: list[str]) -> list[Any]:
+    """The values of the job's kept columns as the row has them; None for those of other sources."""
+    own = dict(zip(wanted, row.extra, strict=False))
+    return [own.get(name) for name in job.kept]
+
+
 def _clean_text(job: Job, row: Row, summary: Summary) -> str:
-    text, changed = normalise(row.text, job.clean)
+    text, changed, found = job.treatment.text(row.text)
     summary.changed.update(changed)
-    if job.clean.redact:
-        text, found = redact(text, job.clean.redact)
-        if found:
-            summary.redacted.update(found)
-            summary.changed["redacted"] += 1
-            place = min(text.find(f"<{kind.upper()}>") for kind in found)
-            summary.note("changed: redacted", row, excerpt(text, place))
+    if found:
+        summary.redacted.update(found)
+        summary.changed["redacted"] += 1
+        place = min(text.find(f"<{kind.upper()}>") for kind in found)
+        summary.note("changed: redacted", row, excerpt(text, place))
     return text
 
 
@@ -261,6 +290,11 @@ def describe(job: Job, block: Block, cleaned: Cleaned) -> tuple[NDArray[Any], ND
         records["bytes"][number] = len(text) if text.isascii() else len(text.encode())
         group = group_of(job, block, row, wanted)
         records["group"][number] = exact_hash(group)[0] if group is not None else 0
+        own = dict(zip(wanted, row.extra, strict=False))
+        apart = [own.get(name) for name in job.sources[block.source].apart]
+        records["distinct"][number] = exact_hash(_as_json(apart))[0] if apart else 0
+        if job.split.stratify is not None:
+            records["stratum"][number] = exact_hash(_as_json(own.get(job.split.stratify)))[0]
         if job.split.by == "time" and job.split.time:
             records["time"][number] = parse_time(row.extra[wanted.index(job.split.time)])
     records["id"] = cleaned.ids
@@ -335,10 +369,10 @@ def _table(job: Job, block: Block, cleaned: Cleaned, summary: Summary) -> pa.Rec
         "file": pa.array([row.file for row in cleaned.rows], pa.int32()),
     }
     if job.split.group is not None:
-        columns["group"] = pa.array([group_of(job, block, row, wanted) for row in cleaned.rows], pa.string())
-    for name in job.kept:
-        place = wanted.index(name) if name in wanted else None
-        values = [None if place is None else row.extra[place] for row in cleaned.rows]
+        groups = [group_of(job, block, row, wanted) for row in cleaned.rows]
+        columns["group"] = pa.array([g and job.treatment.redacted(g)[0] for g in groups], pa.string())
+    for place, name in enumerate(job.kept):
+        values = [kept[place] for kept in cleaned.kept]
         summary.types[name] = sorted({_type(value) for value in values})
         columns[f"kept:{name}"] = pa.array([None if v is None else _as_json(v) for v in values], pa.string())
     return pa.RecordBatch.from_pydict(columns)

@@ -21,9 +21,10 @@ from groundup.artifact import Artifact
 from groundup.config import Mistake
 from groundup.data.corpus import Corpus
 from groundup.data.corpus_build import Settings, block_bytes, files_of, make_job, processes_for
-from groundup.data.corpus_clean import Job, clean_rows, describe
+from groundup.data.corpus_clean import Cleaned, Job, clean_rows, describe
+from groundup.data.corpus_select import Apart
 from groundup.data.encodings import is_binary
-from groundup.data.source_blocks import cut, is_document
+from groundup.data.source_blocks import Block, cut, is_document
 from groundup.data.source_rows import read_rows
 from groundup.data.sources import Source, SourceFile, find_files
 from groundup.data.splits import SPLITS
@@ -83,16 +84,17 @@ def _check_file(file: SourceFile, source: Source) -> tuple[str, str] | None:
 
 def _check_rows(source: Source, files: list[SourceFile], settings: Settings | None, path: Path_) -> list[Mistake]:
     """Mistakes that show in the first block: a column that is missing, rows that cannot be read."""
-    wanted = list(source.keep)
+    wanted = [*source.kept, *source.apart]
     if settings is not None:
         wanted += settings.split.columns
+    wanted = [name for name in dict.fromkeys(wanted) if name not in source.add]
     if wanted and files[0].kind == "text":
         what = f"{files[0].name!r} is plain text, which has no column {wanted[0]!r}"
         return [
             Mistake((*path, "keep" if source.keep else "paths"), what, "use `group: folder`, or JSONL, CSV or Parquet")
         ]
     try:
-        for block in cut([source], [files[0]], 1 << 16, wanted):
+        for block in cut([source], files if source.kind == "aligned" else [files[0]], 1 << 16, wanted):
             rows = read_rows(block, source, wanted)
             first = [row for _, row in zip(range(50), rows, strict=False)]
             if first and all(row.bad for row in first):
@@ -123,6 +125,7 @@ class _Sampled:
     """Whether the sample is all there is."""
     text_bytes: int = 0
     texts: list[str] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
     records: list[NDArray[Any]] = field(default_factory=list)
     slots: list[NDArray[np.uint32]] = field(default_factory=list)
     split: str | None = None
@@ -182,18 +185,22 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
         sampled.rows += summary.rows
         sampled.records.append(records)
         sampled.slots.append(slots)
-        _keep_texts(sampled, cleaned.texts, _SAMPLE_TEXTS // len(settings.sources))
+        _keep_examples(sampled, job, block, cleaned, _SAMPLE_TEXTS // len(settings.sources))
     else:
         sampled.whole = len(chosen) == len(own)
     _count(sampled, job)
     return sampled
 
 
-def _keep_texts(sampled: _Sampled, texts: list[str], limit: int) -> None:
-    for text in texts:
-        if sampled.text_bytes < limit:
-            sampled.text_bytes += len(text.encode())
-            sampled.texts.append(text)
+def _keep_examples(sampled: _Sampled, job: Job, block: Block, cleaned: Cleaned, limit: int) -> None:
+    """Note documents, and whole rows as a corpus gives them, up to so many bytes of text."""
+    for text, row, kept in zip(cleaned.texts, cleaned.rows, cleaned.kept, strict=True):
+        if sampled.text_bytes >= limit:
+            return
+        sampled.text_bytes += len(text.encode())
+        sampled.texts.append(text)
+        place = {"id": len(sampled.examples), "source": f"{block.files[row.file].name}:{row.line}"}
+        sampled.examples.append({"text": text, **place, **dict(zip(job.kept, kept, strict=True))})
 
 
 def _count(sampled: _Sampled, job: Job) -> None:
@@ -214,13 +221,15 @@ def _repeats(records: NDArray[Any], slots: NDArray[np.uint32], job: Job) -> NDAr
     near = job.clean.near_duplicates
     ids = np.arange(len(records))
     likeness = Likeness(records["exact"], slots.astype(np.uint8) if near is not None else None)
+    codes = np.zeros(len(records), np.int8)
     keys = [(ids, records["exact"][:, :1])]
     if near is not None:
         signed = slots.any(axis=1)
         keys.append((ids[signed], band_hashes(slots[signed], bands_for(near))))
     paths = spread(keys, sum(key.size for _, key in keys), job.folder / f"keys-{len(records)}")
     pairs = verified(candidates(paths), likeness, near or 1.0)
-    return duplicates(pairs, np.zeros(len(records), np.int64), likeness, near or 1.0)[:, 0]
+    apart = Apart(likeness, records["distinct"], codes)
+    return duplicates(pairs, np.zeros(len(records), np.int64), apart, near or 1.0)[:, 0]
 
 
 def _choose(files: list[SourceFile]) -> list[SourceFile]:
@@ -243,6 +252,7 @@ def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:
         "bytes": {name: round(count) for name, count in size.items() if round(count)},
         "longest_document_bytes": max((one.longest for one in sampled), default=0),
         "sample": [text for one in sampled for text in one.texts],
+        "examples": [example for one in sampled for example in one.examples],
         "licences": {", ".join(s.paths): s.licence or "not stated" for s in settings.sources},
     }
 
@@ -278,18 +288,18 @@ def _warnings(sampled: Sequence[_Sampled]) -> list[str]:
 def facts(artifact: Artifact) -> dict[str, Any]:
     """The facts of a finished corpus, in the form that `forecast` estimates."""
     corpus = Corpus(artifact)
-    sample: list[str] = []
-    if corpus.splits:
-        size = 0
-        for batch in corpus.read(corpus.splits[0], ["text"], batch_rows=64):
-            sample += batch["text"].to_pylist()
-            size += batch.nbytes
-            if size >= _SAMPLE_TEXTS:
-                break
+    examples: list[dict[str, Any]] = []
+    size = 0
+    for example in corpus.documents(corpus.splits[0]) if corpus.splits else ():
+        if size >= _SAMPLE_TEXTS:
+            break
+        examples.append(example)
+        size += len(str(example["text"]).encode())
     return {
         "documents": {split: corpus.rows(split) for split in corpus.splits},
         "bytes": {split: corpus.bytes(split) for split in corpus.splits},
         "longest_document_bytes": max((corpus.longest(split) for split in corpus.splits), default=0),
-        "sample": sample,
+        "sample": [example["text"] for example in examples],
+        "examples": examples,
         "licences": dict(artifact.manifest["licences"]),
     }

@@ -82,6 +82,7 @@ def select(job: Job, records: Records, advance: Callable[[str, float], None]) ->
         times=documents["time"],
         sizes=documents["bytes"],
         fixed=documents["fixed"],
+        strata=documents["stratum"],
     )
     selection = Selection(codes, np.zeros(len(codes), np.int8))
     if not (job.clean.exact_duplicates or job.threshold is not None or (codes != codes[0]).any()):
@@ -92,7 +93,7 @@ def select(job: Job, records: Records, advance: Callable[[str, float], None]) ->
     threshold = job.threshold if job.threshold is not None else 1.0
     pairs = verified(candidates(paths), likeness, threshold)
     advance("finding duplicates", 0.7)
-    _drop(job, selection, pairs, likeness, threshold)
+    _drop(job, selection, pairs, likeness, threshold, documents["distinct"])
     advance("finding duplicates", 1.0)
     return selection
 
@@ -112,9 +113,27 @@ def _keys(job: Job, records: Records) -> Iterator[tuple[Ids, Hashes]]:
                 yield own[signed], stored["bands"][signed]
 
 
-def _drop(job: Job, selection: Selection, pairs: Ids, likeness: Likeness, threshold: float) -> None:
+class Apart(Likeness):
+    """Likeness of documents within a split only where nothing tells them apart; between splits, of texts.
+
+    Two questions on one passage are no duplicates, but a passage in two splits is a leak.
+    """
+
+    def __init__(self, texts: Likeness, distinct: Hashes, codes: Codes) -> None:
+        """`distinct` and `codes`: (documents,), the hash of what tells each apart, and its split."""
+        super().__init__(texts.exact, texts.slots)
+        self.distinct, self.codes = distinct, codes
+
+    def estimate(self, left: Ids, right: Ids) -> NDArray[np.float64]:
+        """Similarity in [0, 1] of what counts between two documents."""
+        counts = (self.distinct[left] == self.distinct[right]) | (self.codes[left] != self.codes[right])
+        return np.where(counts, super().estimate(left, right), 0.0)
+
+
+def _drop(job: Job, selection: Selection, pairs: Ids, likeness: Likeness, threshold: float, distinct: Hashes) -> None:
     """Settle the fate of every document that repeats another."""
     codes = selection.splits
+    likeness = Apart(likeness, distinct, codes)
     found = duplicates(pairs, TEST - codes.astype(np.int64), likeness, threshold)
     across = codes[found[:, 0]] != codes[found[:, 1]]
     leaking = found[across]

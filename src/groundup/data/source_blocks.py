@@ -11,7 +11,8 @@ import codecs
 import csv
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import IO
 
@@ -20,7 +21,9 @@ import pyarrow.parquet as pq
 import zstandard
 
 from groundup.data.encodings import PROBE_BYTES, detect
-from groundup.data.sources import Source, SourceFile, unreadable
+from groundup.data.source_formats import FORMATS, as_lines, open_rows
+from groundup.data.source_paths import unreadable
+from groundup.data.sources import Source, SourceFile
 from groundup.errors import DataError, nearest
 
 LONGEST_ROW = 32 << 20
@@ -47,6 +50,8 @@ class Block:
     group of a Parquet file is too large for one block (then an Arrow stream)."""
     encoding: str = "utf-8"
     recoded: bool = False
+    made: bool = False
+    """Whether `data` holds rows made from a file whose rows are no lines (`source_formats.as_lines`)."""
     header: tuple[str, ...] = ()
     """Column names of a CSV or TSV file."""
     groups: tuple[int, ...] = ()
@@ -77,15 +82,39 @@ def cut(
 def _cut_source(source: Source, files: list[SourceFile], block_bytes: int, wanted: Sequence[str]) -> Iterator[Block]:
     whole = [file for file in files if is_document(file, source)]
     yield from _whole_files(whole, block_bytes)
+    if source.kind == "aligned":
+        yield from _made(files, source, block_bytes)
+        return
     for file in files:
-        if file.kind == "parquet":
-            columns = list(dict.fromkeys((*text_columns(source), *source.keep, *wanted)))
+        if file.kind in FORMATS:
+            yield from _made([file], source, block_bytes)
+        elif file.kind == "parquet":
+            names = [source.path_of(name) for name in (*source.kept, *wanted) if name not in source.add]
+            columns = list(dict.fromkeys((*text_columns(source), *names)))
             yield from _row_groups(file, block_bytes, columns)
         elif not is_document(file, source):
             try:
                 yield from _ranges(file, source, block_bytes)
             except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
                 raise broken_file(file, error) from error
+
+
+def _made(files: Sequence[SourceFile], source: Source, block_bytes: int) -> Iterator[Block]:
+    """Blocks of rows made from a file whose rows are no lines."""
+    opened = open_rows(files, source)
+    base = Block(0, files[0].source, (files[0],), made=True)
+    held: list[bytes] = []
+    size = rows = counted = 0
+    with closing(opened.rows):  # a forecast leaves before the end
+        for line in as_lines(opened.rows):
+            held.append(line)
+            size, rows = size + len(line), rows + 1
+            if size >= block_bytes:
+                taken = opened.taken(rows)
+                yield replace(base, data=b"".join(held), size=taken - counted)
+                held, size, counted = [], 0, taken
+    if held:
+        yield replace(base, data=b"".join(held), size=sum(file.size for file in files) - counted)
 
 
 def is_document(file: SourceFile, source: Source) -> bool:
@@ -205,6 +234,17 @@ def has_quotes(file: SourceFile, source: Source) -> bool:
     return source.quotes if source.quotes is not None else file.kind == "csv"
 
 
+def table_fields(lines: Iterable[str], file: SourceFile, source: Source) -> Iterator[list[str]]:
+    """The fields of each record of a CSV or TSV file.
+
+    An iterator of the csv module (with `line_num`) unless the separator is longer than a character.
+    """
+    mark = source.separator or ("\t" if file.kind == "tsv" else ",")
+    if len(mark) > 1:
+        return (line.rstrip("\n").split(mark) if line.strip() else [] for line in lines)
+    return csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_MINIMAL if has_quotes(file, source) else csv.QUOTE_NONE)
+
+
 def _header(file: SourceFile, source: Source, head: bytes, encoding: str) -> tuple[tuple[str, ...], int]:
     """Column names of a CSV or TSV file and the bytes to skip; of a recoded file, bytes of UTF-8."""
     if file.kind not in ("csv", "tsv"):
@@ -213,7 +253,7 @@ def _header(file: SourceFile, source: Source, head: bytes, encoding: str) -> tup
         return tuple(source.columns), len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     line, mark, _ = text.partition("\n")
-    names = next(csv.reader(io.StringIO(line.rstrip("\r")), delimiter="\t" if file.kind == "tsv" else ","), [])
+    names = next(table_fields(io.StringIO(line.rstrip("\r")), file, source), [])
     raw = (line + mark).encode("utf-8" if encoding.startswith(("utf-16", "utf-32")) else encoding, "replace")
     return tuple(name.strip() for name in names), len(raw)
 

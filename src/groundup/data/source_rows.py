@@ -23,13 +23,14 @@ from groundup.data.source_blocks import (
     Block,
     broken_file,
     check_columns,
-    has_quotes,
     is_document,
     no_column,
     open_parquet,
+    table_fields,
     text_columns,
 )
-from groundup.data.sources import Source
+from groundup.data.source_formats import from_lines
+from groundup.data.sources import Source, as_text
 from groundup.errors import DataError
 
 _ESCAPED = re.compile("[\udc80-\udcff]")
@@ -57,7 +58,31 @@ def read_rows(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[R
 
     Raises DataError for a file that cannot be read at all, and for a column that no row has.
     """
+    names = [name for name in wanted if name not in source.add]
+    rows = _read(block, source, [source.path_of(name) for name in names])
+    return _with_values(rows, source, wanted, names) if source.values or len(names) < len(wanted) else rows
+
+
+def _with_values(rows: Iterator[Row], source: Source, wanted: Sequence[str], names: Sequence[str]) -> Iterator[Row]:
+    """Rows whose values go by the names of `values`, with the columns of `add`."""
+    for row in rows:
+        if not row.bad:
+            held = dict(zip(names, row.extra, strict=True))
+            strange = next((n for n in held if n in source.values and as_text(held[n]) not in source.values[n]), None)
+            if strange is not None:
+                bad = f"a value of {strange!r} that `values` does not list ({as_text(held[strange])[:40]})"
+                row = Row(row.file, row.line, "", bad)
+            else:
+                held |= {name: source.values[name][as_text(held[name])] for name in held if name in source.values}
+                row = row._replace(extra=tuple([(held | source.add)[name] for name in wanted]))
+        yield row
+
+
+def _read(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
+    """The rows of a block with what it holds at the `wanted` paths."""
     file = block.files[0]
+    if block.made:
+        return _made_rows(block, source, wanted)
     if is_document(file, source):
         return _documents(block, source, wanted)
     if file.kind == "parquet":
@@ -158,7 +183,18 @@ def count_lines(block: Block, source: Source) -> int:
     """Lines (of Parquet: rows) that a block covers, by which the rows after it are numbered."""
     if block.files[0].kind == "parquet":
         return block.rows
-    return 0 if is_document(block.files[0], source) else _data(block).count(b"\n")
+    return 0 if block.made or is_document(block.files[0], source) else _data(block).count(b"\n")
+
+
+def _made_rows(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
+    """Rows whose numbers are those of the whole file, so that nothing is added to them."""
+    fields, extras = _field_paths(source), [tuple(name.split(".")) for name in wanted]
+    for place, value, bad in from_lines(_data(block)):
+        if not isinstance(value, dict):
+            yield Row(0, place, "", bad)
+            continue
+        joined, bad = _joined([_reach(value, path) for path in fields], fields)
+        yield Row(0, place, joined, bad, tuple([_reach(value, path) for path in extras]))
 
 
 def _json_rows(
@@ -222,12 +258,28 @@ def _reach(value: dict[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def _text_of(value: Any) -> str | None:
+    """The text of a field: a string, a message, or a list of such joined by line ends; None for anything else."""
     if isinstance(value, str):
         return value
-    try:
-        return "\n".join(value) if isinstance(value, list) and value else None
-    except TypeError:  # an item that is no text
+    if isinstance(value, dict):
+        return _spoken(value)
+    if not isinstance(value, list) or not value:
         return None
+    pieces = [item if isinstance(item, str) else _spoken(item) if isinstance(item, dict) else None for item in value]
+    if None in pieces:
+        return None
+    spoken = isinstance(value[0], dict)
+    return "\n".join(piece for piece in pieces if piece or (piece is not None and not spoken))
+
+
+def _spoken(message: dict[str, Any]) -> str | None:
+    """What a message of a conversation says: its `content` or `value`; nothing where it only calls a tool."""
+    said = message.get("content", message.get("value"))
+    if isinstance(said, list):  # parts, of which some may be no text
+        said = "\n".join(str(part["text"]) for part in said if isinstance(part, dict) and "text" in part)
+    if said is None and message.keys() & {"role", "from", "tool_calls"}:
+        return ""
+    return said if isinstance(said, str) else None
 
 
 def _field_reason(value: Any, path: tuple[str, ...]) -> str:
@@ -240,12 +292,8 @@ def _table_rows(text: str, block: Block, source: Source, wanted: Sequence[str]) 
     names = text_columns(source)
     columns = [_column(name, block) for name in names]
     extras = [_column(name, block) for name in wanted]
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter="\t" if file.kind == "tsv" else ",",
-        quoting=csv.QUOTE_MINIMAL if has_quotes(file, source) else csv.QUOTE_NONE,
-    )
-    width, line = len(block.header), 1
+    reader = table_fields(io.StringIO(text, newline=""), file, source)
+    width, line, numbered = len(block.header), 1, hasattr(reader, "line_num")
     while True:
         try:
             fields = next(reader)
@@ -253,14 +301,14 @@ def _table_rows(text: str, block: Block, source: Source, wanted: Sequence[str]) 
             return
         except csv.Error as error:
             yield Row(0, line, "", f"broken table row ({error})")
-            line = reader.line_num + 1
+            line = reader.line_num + 1  # type: ignore[attr-defined]
             continue
         if len(fields) == width:
             joined = fields[columns[0]] if len(columns) == 1 else "\n".join(fields[i] for i in columns)
             yield Row(0, line, joined, "", tuple(fields[i] for i in extras))
         elif fields:
             yield Row(0, line, "", f"wrong number of fields ({len(fields)} where the header has {width})")
-        line = reader.line_num + 1
+        line = reader.line_num + 1 if numbered else line + 1  # type: ignore[attr-defined]
 
 
 def _column(name: str, block: Block) -> int:

@@ -12,20 +12,20 @@ import gzip
 import io
 import os
 import re
-import sysconfig
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, ClassVar, Literal, Self, cast, get_args
 
 import zstandard
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from groundup.config import Section
+from groundup.data.source_paths import MAGIC, Exclusion, Names, expand, expression, fixed_part, matches, unreadable
 from groundup.errors import DataError
 
-Kind = Literal["text", "jsonl", "csv", "tsv", "parquet"]
+Kind = Literal["text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned"]
 KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".text": "text",
@@ -38,32 +38,69 @@ KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
 }
 """The kind a suffix stands for; `.gz`, `.zst` and `.zip` are looked through."""
+NAMED_KINDS: dict[str, frozenset[str]] = {
+    "json": frozenset({".json"}),
+    "squad": frozenset({".json"}),
+    "conll": frozenset({".conll", ".conllu", ".conllx", ".bio", ".iob", ".iob2", ".bmes", ".bioes", ".tsv", ".txt"}),
+}
+"""Suffixes that count in a folder or an archive once a recipe names the kind; `auto` passes them by."""
+DEFAULT_KEEP: dict[str, tuple[str, ...]] = {
+    "squad": ("question", "answers", "article", "question_id"),
+    "conll": ("tokens", "tags"),
+}
+"""Columns that a kind carries into the corpus unless `keep` says otherwise."""
+OWN_COLUMNS = frozenset({"text", "id", "source", "group", "split"})
+"""Columns of a corpus that no kept column may replace."""
 PACKED = {".gz": "gzip", ".zst": "zstd", ".zip": "zip"}
 _ALSO_TEXT = (".log", ".html", ".htm", ".xml", ".tex", ".py", ".c", ".h", ".cpp", ".java", ".js", ".ts", ".go", ".rs")
-_MAGIC = re.compile(r"[*?\[]")
-_CACHES = frozenset({"__pycache__"})
-_INSTALLED = _CACHES | {"site-packages", "dist-packages"}
+_MEMBER = re.compile(r"(.*\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
+Value = str | int | float | bool
 
 
 class Source(Section):
     """Where documents come from, and how a file becomes documents."""
 
-    kind: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet"] = "auto"
-    """How to read the files; `auto` goes by the suffix."""
+    LATER: ClassVar[frozenset[str]] = frozenset({"rows", "separator", "strip", "values", "add", "distinct_by"})
+
+    kind: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned"] = "auto"
+    """How to read the files; `auto` goes by the suffix. `json` is a file with one list of rows (see `rows`),
+    `conll` one token a line with its tags in columns and an empty line after each sentence (CoNLL-U too),
+    `squad` questions on passages, `aligned` several files whose lines belong together, one a column."""
     paths: list[str]
     """Files, folders or globs (`**` for any depth). `~` is the home folder, `{stdlib}` the folder of
-    Python's standard library; other paths are relative to the current directory."""
+    Python's standard library; other paths are relative to the current directory. `data.zip!*/train.txt`
+    names files inside an archive."""
     exclude: list[str] = Field(default=[])
     """Globs of files to leave out, written like `paths`; one that begins with `**/` holds anywhere."""
     document: Literal["file", "line", "paragraph"] = "file"
     """What one document of a text file is; paragraphs are divided by empty lines."""
     text_field: str | list[str] = "text"
     """The column that holds the text, or several that are joined by line ends. In JSONL a dotted path
-    (`meta.body`) reaches inside; a list of strings found there is joined by line ends."""
-    keep: list[str] = Field(default=[])
-    """Other columns to carry into the corpus, for example `label`."""
+    (`meta.body`) reaches inside; a list of strings or of messages (`content` or `value`) found there is
+    joined by line ends. `squad`, `conll` and `aligned` have a column `text`: the passage, the tokens
+    joined, the lines of the first file."""
+    keep: list[str] | dict[str, str] = Field(default=[])
+    """Other columns to carry into the corpus, for example `label`; a mapping renames them, new name first:
+    `{pair: sentence2}`. Unless given: the questions and answers of `squad`, the tokens and tags of `conll`,
+    the columns of `aligned`."""
+    values: dict[str, dict[str, Value]] = Field(default={})
+    """For a kept column, what its values are called in the corpus: `{label: {"0": negative, "1": positive}}`.
+    A row with a value that is not listed counts as one that cannot be read."""
+    add: dict[str, Value] = Field(default={})
+    """Columns with the same value in every row of this source, for example `{label: positive}`."""
+    distinct_by: list[str] = Field(default=[])
+    """Columns that tell apart rows of equal text: where they differ, neither is a duplicate of the other.
+    Unless given: the question of `squad`, all columns of `aligned`."""
     columns: list[str] | None = None
-    """Names of the columns of a CSV or TSV file without a header line."""
+    """Names of the columns of a CSV or TSV file without a header line, of JSON rows that are lists, of the
+    columns of CoNLL, or of the files of `aligned`, in their order."""
+    rows: str | list[str] = ""
+    """In `json`, the key (a dotted path) under which the list of rows stands, or several keys; by default
+    the file itself is the list."""
+    separator: str | None = None
+    """What divides the columns of a CSV, TSV or CoNLL file, if not a comma, a tab, or any white space."""
+    strip: str | None = None
+    """In `conll`, a regular expression whose matches are removed from every token: `^en:`, `[0-9]$`."""
     quotes: bool | None = None
     """Whether double quotes enclose fields of a CSV or TSV file; by default they do in CSV only."""
     encoding: str = "auto"
@@ -73,10 +110,19 @@ class Source(Section):
     split: Literal["train", "validation", "test"] | None = None
     """Put all documents of this source into one split, instead of dividing them."""
 
-    @field_validator("paths", "exclude", "keep", mode="before")
+    @field_validator("paths", "exclude", "keep", "distinct_by", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _keys_are_text(cls, value: object) -> object:
+        """YAML reads `0:` as a number and `true:` as a truth value; they stand for what the file says."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: {as_text(key): new for key, new in known.items()} if isinstance(known, Mapping) else known
+                for name, known in value.items()}  # fmt: skip
 
     @field_validator("paths")
     @classmethod
@@ -94,6 +140,63 @@ class Source(Section):
             except LookupError:
                 raise ValueError(f"no encoding named {value!r}; try auto, utf-8, utf-16, gb18030 or latin-1") from None
         return value
+
+    @field_validator("strip")
+    @classmethod
+    def _is_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        for key, kinds in (("rows", ("json",)), ("strip", ("conll",)), ("separator", ("auto", "csv", "tsv", "conll"))):
+            if getattr(self, key) and self.kind not in kinds:
+                raise ValueError(f"`{key}` belongs to kind {' or '.join(kinds)}, not to {self.kind}")
+        if self.kind == "aligned" and len(self.columns or ()) != len(self.paths):
+            raise ValueError("`kind: aligned` needs `columns`: one name for each of `paths`, such as [en, de]")
+        quoted = self.quotes or (self.quotes is None and self.kind in ("auto", "csv"))
+        if len(self.separator or "") > 1 and quoted and self.kind != "conll":
+            raise ValueError(f"fields divided by {self.separator!r} cannot be quoted too: add `quotes: false`")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        for name in (*self.keep, *self.add):
+            if name in OWN_COLUMNS:
+                raise ValueError(f"{name!r} is a column of every corpus; rename it: `keep: {{row_{name}: {name}}}`")
+        twice = next((name for name in self.add if name in self.kept), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is in `keep` and in `add`")
+        strange = next((name for name in self.values if name not in self.kept), None)
+        if strange is not None:
+            raise ValueError(f"`values` names {strange!r}, which `keep` does not carry into the corpus")
+        return self
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Columns carried into the corpus: the name there, and the name or dotted path in the file."""
+        if isinstance(self.keep, dict):
+            return dict(self.keep)
+        implied = self.columns or () if self.kind == "aligned" else DEFAULT_KEEP.get(self.kind, ())
+        return {name: name for name in self.keep or implied}
+
+    @property
+    def apart(self) -> list[str]:
+        """Columns that tell apart rows of equal text, by their names in the corpus."""
+        implied = {"squad": ["question"], "aligned": list(self.columns or ())}
+        return self.distinct_by or [name for name in implied.get(self.kind, []) if name in self.kept]
+
+    def path_of(self, name: str) -> str:
+        """The name or dotted path in the file of a column known by its name in the corpus."""
+        return self.kept.get(name, name)
+
+
+def as_text(value: object) -> str:
+    """A value as a file spells it: text as it is, truth values in lower case, numbers in digits."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -161,68 +264,33 @@ def find_files(source: Source, index: int = 0) -> list[SourceFile]:
 
     Raises DataError for a path without matches, and for one that cannot be read or told a kind.
     """
-    left_out = [_Exclusion(pattern) for pattern in source.exclude]
+    left_out = [Exclusion(pattern) for pattern in source.exclude]
     found: dict[str, SourceFile] = {}
-    for pattern in source.paths:
-        names = _Names(pattern)
-        matches = [p for p in _matches(pattern, source.kind) if not any(out.covers(p, names.top) for out in left_out)]
-        if not matches:
-            raise DataError(f"no file matches {pattern!r}", fix=_why_none(pattern, source))
-        for path in matches:
-            for file in _describe(path, names, source, index):
-                found.setdefault(f"{file.path}\0{file.member}", file)
-    return sorted(found.values(), key=lambda file: file.name)
+    for written in source.paths:
+        inside = _MEMBER.fullmatch(written)
+        pattern, member = (inside[1], inside[2]) if inside else (written, None)
+        names = Names(pattern)
+        paths = [path for path, listed in matches(pattern) if not listed or _fits(path, source.kind)]
+        paths = [path for path in paths if not any(out.covers(path, names.top) for out in left_out)]
+        files = [file for path in paths for file in _describe(path, names, source, index, member)]
+        if not paths or (member and not files):
+            raise DataError(f"no file matches {written!r}", fix=_why_none(pattern, source, member if paths else None))
+        if source.kind == "aligned" and len(files) != 1:
+            what = f"{written!r} names {len(files)} files, but each path of `kind: aligned` is one column"
+            raise DataError(what, fix="name one file for each column, and further files in a source of their own")
+        for file in files:
+            found.setdefault(f"{file.path}\0{file.member}", file)
+    return list(found.values()) if source.kind == "aligned" else sorted(found.values(), key=lambda file: file.name)
 
 
-def expand(pattern: str) -> str:
-    """A path as the system knows it: `{stdlib}` and `~` filled in, symbolic links untouched."""
-    if "{stdlib}" in pattern:
-        pattern = pattern.replace("{stdlib}", sysconfig.get_path("stdlib"))
-    return os.path.abspath(os.path.expanduser(pattern))
-
-
-def unreadable(name: str, error: OSError) -> DataError:
-    """The error for a file or folder that the system refuses to open."""
-    reason = (error.strerror or type(error).__name__).lower()
-    fix = f"give yourself the right to read it (chmod u+r {name}), or add it to `exclude`"
-    return DataError(f"cannot read {name!r}: {reason}", fix=fix)
-
-
-def _matches(pattern: str, kind: str) -> Iterator[str]:
-    """Paths of the files a pattern names, in a fixed order; hidden files and byte-code caches never."""
-    place = expand(pattern)
-    skip = _INSTALLED if "{stdlib}" in pattern else _CACHES
-    if os.path.isdir(place):
-        _refuse_unreadable(place, pattern)
-        for path in _walk(place, skip, depth=None):
-            found = _kind(path)
-            if found is not None and kind in ("auto", found):
-                yield path
-    elif _MAGIC.search(place) and os.path.isdir(fixed_part(place)):
-        fixed, fits = fixed_part(place), _expression(place)
-        _refuse_unreadable(fixed, pattern)
-        depth = None if "**" in place else place.count(os.sep) - fixed.rstrip(os.sep).count(os.sep)
-        yield from (path for path in _walk(fixed, skip, depth) if fits.fullmatch(path))
-    elif os.path.isfile(place):
-        yield place
-
-
-def _walk(folder: str, skip: frozenset[str], depth: int | None) -> Iterator[str]:
-    """Files below a folder, down to `depth` levels; what is hidden or in `skip` is passed by."""
-
-    def refuse(error: OSError) -> None:
-        raise unreadable(str(error.filename), error)
-
-    for root, folders, names in os.walk(folder, onerror=refuse):
-        level = 1 + os.path.relpath(root, folder).count(os.sep) + (root != folder)
-        deeper = depth is None or level < depth
-        folders[:] = sorted(n for n in folders if deeper and not n.startswith(".") and n not in skip)
-        yield from (os.path.join(root, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _refuse_unreadable(folder: str, pattern: str) -> None:
-    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-        raise unreadable(pattern, PermissionError(13, "permission denied"))
+def _fits(name: str, kind: str) -> bool:
+    """Whether a file found in a folder or an archive is one of a kind, by its suffix."""
+    found = _kind(name)
+    stem, suffix = os.path.splitext(name.lower())
+    inner = os.path.splitext(stem)[1] if suffix in PACKED else suffix
+    if kind in NAMED_KINDS:
+        return inner in NAMED_KINDS[kind]
+    return found is not None and kind in ("auto", found)
 
 
 def _kind(name: str) -> Kind | None:
@@ -234,25 +302,29 @@ def _kind(name: str) -> Kind | None:
     return KINDS.get(suffix)
 
 
-def _describe(path: str, names: _Names, source: Source, index: int) -> Iterator[SourceFile]:
+def _describe(path: str, names: Names, source: Source, index: int, member: str | None) -> Iterator[SourceFile]:
     """The file at a path as a SourceFile; for an archive, one for each member that fits."""
-    kind = source.kind if source.kind != "auto" else _kind(path) or _text_by_suffix(path)
+    kind = source.kind if source.kind != "auto" else _kind(path) or _by_suffix(path)
     if kind is None:
         known = ", ".join(KINDS)
-        fix = f"say `kind: text` (or jsonl, csv, tsv, parquet); `auto` knows {known}, also with .gz, .zst and .zip"
+        others = ", ".join(kind for kind in get_args(Kind) if kind != "text")
+        fix = f"say `kind: text` (or {others}); `auto` knows {known}, also with .gz, .zst and .zip"
         raise DataError(f"cannot tell the kind of {path!r} from its suffix", fix=fix)
     name, folder = names.name(path), names.folder(path)
     if path.lower().endswith(".zip"):
-        yield from _members(path, name, source, index)
+        yield from _members(path, name, source, index, member)
     else:
         yield SourceFile(path, name, kind, index, folder=folder, size=os.path.getsize(path))
 
 
-def _text_by_suffix(path: str) -> Kind | None:
-    return "text" if os.path.splitext(path.lower())[1] in _ALSO_TEXT else None
+def _by_suffix(path: str) -> Kind | None:
+    """The kind of a file that a recipe names, where a folder's listing would pass it by."""
+    stem, suffix = os.path.splitext(path.lower())
+    inner = os.path.splitext(stem)[1] if suffix in PACKED else suffix
+    return "json" if inner == ".json" else "text" if suffix in _ALSO_TEXT else None
 
 
-def _members(path: str, name: str, source: Source, index: int) -> Iterator[SourceFile]:
+def _members(path: str, name: str, source: Source, index: int, wanted: str | None) -> Iterator[SourceFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
@@ -260,83 +332,31 @@ def _members(path: str, name: str, source: Source, index: int) -> Iterator[Sourc
         raise unreadable(name, error) from error
     except zipfile.BadZipFile as error:
         raise DataError(f"{name!r} is no zip archive ({error})", fix="fetch it again, or `exclude` it") from error
+    fits = expression(wanted) if wanted else None
     for entry in entries:
         base = entry.filename.rpartition("/")[2]
         if entry.is_dir() or base.startswith((".", "_")) or "__MACOSX" in entry.filename:
             continue
         found = _kind(base)
+        if fits is not None:
+            is_wanted, found = fits.fullmatch(entry.filename) is not None, found or _by_suffix(base) or "text"
+        else:
+            is_wanted = found is None or _fits(base, source.kind)
         kind = source.kind if source.kind != "auto" else found
-        if kind is not None and kind != "parquet" and found in (kind, None):
+        if is_wanted and kind is not None and kind != "parquet":
             top = entry.filename.partition("/")[0]
             yield SourceFile(path, f"{name}!{entry.filename}", kind, index, entry.filename, top, entry.file_size)
 
 
-def fixed_part(pattern: str) -> str:
-    """The folder below which a pattern varies: everything before its first wildcard."""
-    parts = pattern.split(os.sep)
-    wild = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), len(parts) - 1)
-    return os.sep.join(parts[:wild]) or os.sep
-
-
-class _Names:
-    """Turns paths that a pattern matched into the names and top folders of the corpus."""
-
-    def __init__(self, pattern: str) -> None:
-        place = expand(pattern)
-        wild = _MAGIC.search(pattern) is not None
-        self.root = fixed_part(place) if wild else place
-        self.written = (fixed_part(pattern) if wild else pattern).rstrip(os.sep)
-        if wild and not pattern.startswith(os.sep) and self.written == "":
-            self.written = "."
-        self.top = self.root if wild or os.path.isdir(place) else os.path.dirname(place)
-
-    def name(self, path: str) -> str:
-        """The path with the beginning that the recipe wrote: `~/…`, `{stdlib}/…` or relative."""
-        if path == self.root:
-            return self.written.replace(os.sep, "/")
-        below = _below(path, self.root)
-        return (below if self.written == "." else f"{self.written}{os.sep}{below}").replace(os.sep, "/")
-
-    def folder(self, path: str) -> str:
-        """The first folder below the fixed part of the pattern, or the file's own name."""
-        return _below(path, self.top).partition(os.sep)[0]
-
-
-def _below(path: str, root: str) -> str:
-    return path[len(root) :].lstrip(os.sep)
-
-
-class _Exclusion:
-    """A glob of files and folders to leave out.
-
-    One that begins with `**` holds below the fixed part of each path, wherever that lies.
-    """
-
-    def __init__(self, pattern: str) -> None:
-        self.anywhere = pattern.startswith("**")
-        self.expression = _expression(pattern if self.anywhere else expand(pattern))
-
-    def covers(self, path: str, root: str) -> bool:
-        """Whether a file found below `root`, or a folder it lies in, is left out."""
-        return self.expression.match(_below(path, root) if self.anywhere else path) is not None
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    """A glob as an expression that also matches the folders a path lies in. `*` stops at a slash."""
-    parts = re.split(r"(\*\*/?|\*|\?|\[!?[^]]+\])", pattern.rstrip(os.sep))
-    written = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    known = [
-        written.get(p) or (p.replace("[!", "[^") if p[:1] == "[" and p[-1:] == "]" else re.escape(p)) for p in parts
-    ]
-    return re.compile("".join(known) + "(?=/|$)")
-
-
-def _why_none(pattern: str, source: Source) -> str:
+def _why_none(pattern: str, source: Source, member: str | None) -> str:
     place = expand(pattern)
+    if member is not None:
+        return f"the archive holds no such file as {member!r}; list it with: unzip -l {pattern}"
     if os.path.isdir(place):
-        suffixes = ", ".join(s for s, kind in KINDS.items() if source.kind in ("auto", kind))
+        named = NAMED_KINDS.get(source.kind) or {s for s, kind in KINDS.items() if source.kind in ("auto", kind)}
+        suffixes = ", ".join(s for s in (*KINDS, *sorted(named - KINDS.keys())) if s in named)
         return f"the folder holds no {suffixes} file; name others by a glob such as {pattern.rstrip('/')}/**/*.py"
-    parent = Path(fixed_part(place) if _MAGIC.search(place) else place)
+    parent = Path(fixed_part(place) if MAGIC.search(place) else place)
     while not parent.exists():
         missing, parent = parent, parent.parent
         if parent.exists():

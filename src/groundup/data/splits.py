@@ -9,7 +9,7 @@ validation, which is how a model meets the future.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ Codes = NDArray[np.int8]
 class Split(Section):
     """How documents are divided."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"stratify"})
+
     validation: Share = 0.0
     """Share kept aside to watch training."""
     test: Share = 0.0
@@ -39,6 +41,8 @@ class Split(Section):
     part of the glob (files lying at its top are groups of their own). Needed for `by: group`."""
     time: str | None = None
     """The column that holds the time (ISO dates, 20240131, or numbers). Needed for `by: time`."""
+    stratify: str | None = None
+    """A column, such as the label, whose values are to have the same shares in every split (`by: random`)."""
     leaks: Literal["remove", "report", "stop"] = "remove"
     """What to do about a document that repeats one in another split: `remove` it from the training (or
     validation) side and never from the test, only `report` it, or `stop`."""
@@ -53,6 +57,8 @@ class Split(Section):
             raise ValueError("`by: group` needs `group`: a column's name, or `folder`")
         if self.by == "time" and self.time is None:
             raise ValueError("`by: time` needs `time`: the name of the column that holds it")
+        if self.stratify is not None and self.by != "random":
+            raise ValueError(f"`stratify` divides each label at random, which `by: {self.by}` does not")
         return self
 
     @property
@@ -63,7 +69,7 @@ class Split(Section):
     @property
     def columns(self) -> list[str]:
         """Columns of the sources that dividing them needs."""
-        return [name for name in (self.group_column, self.time) if name is not None]
+        return [name for name in (self.group_column, self.time, self.stratify) if name is not None]
 
 
 def assign(
@@ -75,11 +81,13 @@ def assign(
     times: NDArray[np.float64],
     sizes: NDArray[np.int64],
     fixed: Codes,
+    strata: Hashes | None = None,
 ) -> Codes:
     """The split of every document: 0 train, 1 validation, 2 test.
 
-    All arrays are (documents,): hashes of texts and of groups, times in seconds, sizes in bytes, and
-    the split a source prescribes, or -1. Raises DataError if a split that was asked for stays empty.
+    All arrays are (documents,): hashes of texts and of groups, times in seconds, sizes in bytes, the
+    split a source prescribes, or -1, and hashes of the values of `stratify`. Raises DataError if a split
+    that was asked for stays empty.
     """
     codes = np.where(fixed >= 0, fixed, TRAIN).astype(np.int8)
     free = np.flatnonzero(fixed < 0)
@@ -90,7 +98,11 @@ def assign(
             codes[free] = _by_share(split, mix(groups[free] ^ _salt(seed)), sizes[free])
         case "random":
             # Equal texts count once, wherever their copies go later.
-            codes[free] = _by_share(split, mix(texts[free] ^ _salt(seed)), None)
+            keys = mix(texts[free] ^ _salt(seed))
+            if split.stratify is None or strata is None:
+                codes[free] = _by_share(split, keys, None)
+            else:
+                codes[free] = _by_stratum(split, keys, strata[free])
     _check(split, codes, fixed)
     return codes
 
@@ -108,6 +120,27 @@ def _by_share(split: Split, keys: Hashes, sizes: NDArray[np.int64] | None) -> Co
         if share:
             free = np.flatnonzero(codes == TRAIN)
             codes[free[_fill(weights[free], share * weights.sum())]] = code
+    return codes[place]
+
+
+def _by_stratum(split: Split, keys: Hashes, strata: Hashes) -> Codes:
+    """`_by_share` for each stratum, rounded so that the splits have their sizes over all strata.
+
+    A stratum gives a split its share of documents, down or up to a whole one; what is missing over all
+    comes from the strata that lost most by rounding. Equal texts count once, with the first one's stratum.
+    """
+    units, first, place = np.unique(keys, return_index=True, return_inverse=True)
+    names, own = np.unique(strata[first], return_inverse=True)
+    sizes = np.bincount(own, minlength=len(names))
+    codes = np.zeros(len(units), np.int8)
+    for code, share in ((TEST, split.test), (VALIDATION, split.validation)):
+        wanted = sizes * share
+        takes = np.floor(wanted).astype(np.int64)
+        spare = round(len(units) * share) - int(takes.sum())
+        takes[np.argsort(takes - wanted, kind="stable")[: max(0, spare)]] += 1
+        for stratum in np.flatnonzero(takes):
+            free = np.flatnonzero((own == stratum) & (codes == TRAIN))
+            codes[free[: min(takes[stratum], len(free) - 1)]] = code
     return codes[place]
 
 

@@ -21,7 +21,7 @@ from groundup.units import PositiveCount, Share
 READS: dict[str, str] = {}
 WRITES = "corpus"
 PARTS = ("train", "validation", "test")
-VERSION = 1
+VERSION = 2
 
 
 def _count_or_auto(value: Any) -> int | None:
