@@ -445,7 +445,7 @@ def test_a_checkpoint_is_inspected_without_its_weights(tmp_path: Path) -> None:
     assert all(parameter.is_meta for parameter in network.parameters())
     assert sum(p.numel() for p in network.parameters()) == decoder("qwen2").num_parameters()
     spoil_config(num_hidden_layers=4)(tmp_path)
-    with pytest.raises(ArtifactError, match="tensors are missing: model.layers.3"):
+    with pytest.raises(ArtifactError, match=r"tensors are missing: model\.layers\.3"):
         hugging_face.inspect(tmp_path)
 
 

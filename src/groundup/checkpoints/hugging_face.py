@@ -36,6 +36,8 @@ BARE = "embedding"
 """The kind of head without weights: the backbone is published alone, its names without their prefix."""
 SCORED = ("sequence", "tokens", "span")
 """Kinds of head whose number of outputs is the task's."""
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The types of weights that are opened, as safetensors name them."""
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -121,6 +123,27 @@ def load(
     return network.to(dtype).eval()
 
 
+def read_model(folder: Path) -> tuple[ModuleType, TransformerSection]:
+    """The model file that opens a directory, and its Config. Raises UserError for one that is not supported."""
+    return _recognise(folder, read_config(folder))
+
+
+def inspect(folder: Path) -> Network:
+    """The network in a Hugging Face directory without its weights, which are checked in all but their values.
+
+    Only names, shapes and types are read, so a model larger than the memory can be checked. Where the
+    checkpoint is a backbone alone, the head is the one without weights. Raises what `load` raises.
+    """
+    given = read_config(folder)
+    model, config = _recognise(folder, given)
+    kind = _stored_head(model, given) or BARE
+    with torch.device("meta"):
+        network = Network(cast(ModelFile, model), config, kind, len(read_labels(given)) if kind in SCORED else None)
+    stored = _read_shapes(folder, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
+    _check(network, _as_ours(model, stored, network, folder), model, folder, is_whole=True)
+    return network.eval()
+
+
 def read_labels(given: Mapping[str, Any]) -> list[str]:
     """The names of a head's outputs by config.json, in their order.
 
@@ -164,9 +187,28 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32, *, skip: tupl
                 names = [name for name in file.keys() if not name.endswith(skip)]  # noqa: SIM118
                 weights |= {name: _convert(file.get_tensor(name), dtype, name, path) for name in names}
         except (SafetensorError, OSError) as error:
-            fix = "fetch or write the file again: it is cut short or was changed"
-            raise ArtifactError(f"the weights cannot be read ({error})", where=str(path), fix=fix) from error
+            raise _unreadable(path, error) from error
     return weights
+
+
+def _read_shapes(folder: Path, *, skip: tuple[str, ...]) -> dict[str, Tensor]:
+    """What `read_weights` would give, without memory behind it."""
+    shapes: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in [name for name in file.keys() if not name.endswith(skip)]:  # noqa: SIM118
+                    stored = file.get_slice(name)
+                    _require_plain(FLOATS.get(stored.get_dtype()), stored.get_dtype(), name, path)
+                    shapes[name] = torch.empty(stored.get_shape(), device="meta")
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
+    return shapes
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    fix = "fetch or write the file again: it is cut short or was changed"
+    return ArtifactError(f"the weights cannot be read ({error})", where=str(path), fix=fix)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -182,16 +224,20 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pth"))
     if pickled:
-        fix = "convert it to safetensors first: a pickle can run any code when it is opened"
+        fix = "`groundup import` rewrites them as safetensors: a pickle can run any code when it is opened"
         raise UserError(f"only pickled weights ({pickled[0]}), which are never opened", where=str(folder), fix=fix)
     raise ArtifactError(f"there is no {WEIGHTS}", where=str(folder), fix="give a complete model directory")
 
 
 def _convert(tensor: Tensor, dtype: torch.dtype, name: str, path: Path) -> Tensor:
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        what = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not a plain floating type"
-        raise ArtifactError(what, where=str(path), fix="use the checkpoint that was not quantized")
+    _require_plain(tensor.dtype, str(tensor.dtype).removeprefix("torch."), name, path)
     return tensor.to(dtype, copy=True)
+
+
+def _require_plain(dtype: torch.dtype | None, shown: str, name: str, path: Path) -> None:
+    if dtype not in FLOATS.values():
+        what = f"{name} is stored as {shown}, which is not a plain floating type"
+        raise ArtifactError(what, where=str(path), fix="use the checkpoint that was not quantized")
 
 
 def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, TransformerSection]:
@@ -239,11 +285,12 @@ def _as_ours(model: ModuleType, weights: dict[str, Tensor], network: Network, fo
     expected = network.state_dict()
     if not any(name.startswith(f"{model.PREFIX}.") for name in weights):
         # A checkpoint of the backbone alone is published without its prefix.
-        weights = {f"{model.PREFIX}.{name}" if f"{model.PREFIX}.{name}" in expected else name: tensor
-                   for name, tensor in weights.items()}  # fmt: skip
+        optional = tuple(getattr(model, "OPTIONAL", ()))
+        own = {name for name in weights if (full := f"{model.PREFIX}.{name}") in expected or full.startswith(optional)}
+        weights = {f"{model.PREFIX}.{name}" if name in own else name: tensor for name, tensor in weights.items()}
     for copy, original in getattr(model, "TIED", {}).items():
         if copy in weights and copy not in expected and original in weights:
-            if not torch.equal(weights[copy], weights[original]):
+            if not weights[copy].is_meta and not torch.equal(weights[copy], weights[original]):
                 fix = "set tie_word_embeddings to false in config.json if the two are meant to differ"
                 what = f"{copy} should be tied to {original} and is not the same"
                 raise ArtifactError(what, where=str(folder / CONFIG), fix=fix)
