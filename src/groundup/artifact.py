@@ -228,6 +228,12 @@ def open_artifact(path: str | Path) -> Artifact:
     return Artifact(place.resolve())
 
 
+def is_foreign_model(path: str | Path) -> bool:
+    """Whether a path looks like a model that groundup did not make: a Hugging Face directory or a GGUF file."""
+    place = Path(path)
+    return (place / "config.json").is_file() or (place.is_file() and place.suffix.lower() == ".gguf")
+
+
 def link(place: Path, artifact: Artifact) -> None:
     """Point `runs/RECIPE/STAGE` at an artefact, replacing what stood there in one step."""
     place.parent.mkdir(parents=True, exist_ok=True)

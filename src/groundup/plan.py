@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from groundup import catalog, config
-from groundup.artifact import Artifact, Store, digest_data, digest_file, open_artifact, write_whole
+from groundup.artifact import (
+    MANIFEST,
+    Artifact,
+    Store,
+    digest_data,
+    digest_file,
+    is_foreign_model,
+    open_artifact,
+    write_whole,
+)
 from groundup.config import Named, Section
 from groundup.errors import ArtifactError, DataError, Mistakes, Problem, UserError
 from groundup.forecast import Forecast, Known
@@ -70,7 +79,7 @@ def make(recipe: Recipe, store: Store, *, effort: str = "measured", reporter: Re
     problems: list[Problem] = []
     known: dict[str, Known] = {}
     for name, current in plan.steps.items():
-        inputs = {key: _known(target, known) for key, target in current.stage.inputs.items()}
+        inputs = {key: _known(target, known, store) for key, target in current.stage.inputs.items()}
         module = current.stage.module
         if hasattr(module, "check"):
             problems += problems_at(recipe, name, module.check(current.stage.config, inputs))
@@ -106,9 +115,9 @@ def _forecast(
     return found
 
 
-def _known(target: Reference, known: dict[str, Known]) -> Known:
+def _known(target: Reference, known: dict[str, Known], store: Store) -> Known:
     if target.path is not None:
-        artifact = open_artifact(target.path)
+        artifact = artifact_at(target.path, store)
         module = _writer(artifact.kind)
         facts = module.facts(artifact) if module is not None and hasattr(module, "facts") else {}
         return Known(artifact.kind, artifact=artifact, facts=facts)
@@ -148,10 +157,19 @@ def step(plan: Plan, stage: Stage) -> Step:
 def opened(plan: Plan, target: Reference) -> Artifact:
     """The artefact behind a reference whose stage is fresh."""
     if target.path is not None:
-        return open_artifact(target.path)
+        return artifact_at(target.path, plan.store)
     artifact = plan.steps[target.stage or ""].artifact
     assert artifact is not None, "a fresh step has an artefact"
     return artifact
+
+
+def artifact_at(path: Path, store: Store) -> Artifact:
+    """The artefact at a path; a model of others is brought into the store first, once."""
+    if (path / MANIFEST).is_file() or not is_foreign_model(path):
+        return open_artifact(path)
+    from groundup.checkpoints import imported  # brings torch along
+
+    return imported.bring(path, store)
 
 
 def key_parts(stage: Stage, inputs: dict[str, Artifact], store: Store) -> dict[str, Any]:

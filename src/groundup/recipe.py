@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from groundup import catalog, config
-from groundup.artifact import open_artifact
+from groundup.artifact import is_foreign_model, open_artifact
 from groundup.config import Mistake, Section, StageSection
 from groundup.errors import ArtifactError, Mistakes, Problem, UserError, nearest
 from groundup.yaml import WIDE_COLON, Yaml
@@ -221,7 +221,7 @@ def _kind_of(target: Reference, kinds: dict[str, str]) -> str | Problem | None:
     """The kind of artefact a reference leads to; None if that cannot be told; or what is wrong."""
     if target.path is not None:
         try:
-            return open_artifact(target.path).kind
+            return "model" if is_foreign_model(target.path) else open_artifact(target.path).kind
         except (UserError, ArtifactError) as error:
             return Problem(error.what, fix=error.fix)
     assert target.stage is not None, "a reference without a path has a stage"

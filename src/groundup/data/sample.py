@@ -26,14 +26,23 @@ VOCABULARY = 1024
 class Documents:
     """Encoded documents held in memory, readable like shards."""
 
-    def __init__(self, texts: Iterable[str], encode: Callable[[Mapping[str, Any]], dict[str, list[int]]]) -> None:
-        texts, start = list(texts), time.process_time()
-        encoded = [encode({"text": text, "id": i}) for i, text in enumerate(texts)]
+    def __init__(
+        self, documents: Iterable[str | Mapping[str, Any]], encode: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> None:
+        """`documents` are texts, or whole rows with a `text` among their columns."""
+        rows = [{"text": d, "id": i} if isinstance(d, str) else d for i, d in enumerate(documents)]
+        start = time.process_time()
+        encoded = [encode(row) for row in rows]
         self.documents = len(encoded)
-        self.bytes: NDArray[Any] = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        self.bytes: NDArray[Any] = np.array([len(str(row["text"]).encode()) for row in rows], dtype=np.int64)
         self.encode_s = time.process_time() - start
         """CPU time that encoding took."""
         self._columns = {name: [found[name] for found in encoded] for name in (encoded[0] if encoded else ())}
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return list(self._columns)
 
     @property
     def tokens(self) -> int:
@@ -44,7 +53,9 @@ class Documents:
         """All values of a column end to end, and where each document begins."""
         values = self._columns[name]
         offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-        return np.array([item for value in values for item in value], dtype=np.int64), offsets
+        flat = [item for value in values for item in value]
+        is_real = any(isinstance(item, float) for item in flat)
+        return np.array(flat, dtype=np.float64 if is_real else np.int64), offsets
 
 
 def texts_of(data: Known) -> tuple[list[str], bool]:
@@ -60,6 +71,15 @@ def texts_of(data: Known) -> tuple[list[str], bool]:
         if size > MOST_BYTES:
             break
     return found, len(found) == corpus.rows(part)
+
+
+def rows_of(data: Known, most: int = 4096) -> tuple[list[dict[str, Any]], bool]:
+    """Rows of the split with all their columns, up to `most`, and whether these are all."""
+    if data.artifact is None:
+        return list(data.facts.get("examples", [])), False
+    corpus = Corpus(data.artifact)
+    found = list(itertools.islice(corpus.documents(data.part or "train"), most))
+    return found, len(found) == corpus.rows(data.part or "train")
 
 
 def stand_in(kind: str, texts: list[str], folder: Path, size: int = VOCABULARY) -> None:

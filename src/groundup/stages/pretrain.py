@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from groundup import config as sections
 from groundup.artifact import Artifact, Draft, Input
 from groundup.checkpoints import hugging_face
@@ -20,16 +18,14 @@ from groundup.data.shards import Shards, open_or_build
 from groundup.data.workers import usable_cores
 from groundup.errors import DataError
 from groundup.forecast import Forecast, Known
+from groundup.stages._training import describe_choices, fit, model_facts, note
 from groundup.text.tokenizers import Tokenizer
 from groundup.training import card, outlook
 from groundup.training import choices as choosing
-from groundup.training import device as machine
-from groundup.training import log as logs
 from groundup.training.assembly import Assembly, Material, make_task, steps
-from groundup.training.loop import Result, train
+from groundup.training.loop import Result
 from groundup.training.measure import Planned, measure
 from groundup.training.settings import ModelTrainingSection, rounded_batch
-from groundup.units import show_count
 
 READS = {"data": "corpus", "tokenizer": "tokenizer"}
 WRITES = "model"
@@ -47,29 +43,15 @@ class Config(ModelTrainingSection):
 
 def run(config: Config, inputs: dict[str, Input], out: Draft) -> None:
     """Write a model as a Hugging Face directory, with its tokenizer, card and logs."""
-    logs.require(config.sinks)
-    choices = choosing.recall(out.state, out.reporter)
-    is_first = choices is None
-    assembly = Assembly(config, _material(config, inputs, out), choices or choosing.begin(config))
-    if is_first:
-        choosing.keep(out.state, assembly.settle())
-    log = logs.Log(out.state / "log", config.sinks, name=out.folder.name)
-    for line in describe(assembly):
-        log.say(line)
-    try:
-        result = train(assembly.job(), config, assembly.choices, state=out.state, reporter=out.reporter, log=log)
-    finally:
-        log.close()
-        torch.use_deterministic_algorithms(False)
+    material = _material(config, inputs, out)
+    assembly, result = fit(config, out, lambda choices: Assembly(config, material, choices), describe)
     _write(config, inputs, out, assembly, result)
-    log.publish(out.folder / "log")
 
 
 def describe(assembly: Assembly) -> list[str]:
     """What the log begins with: extent and choices."""
-    settled = assembly.choices.shown()
     extent = f"{assembly.steps} steps of {assembly.batch_rows} rows of {assembly.row_tokens} tokens"
-    return [extent, *(f"{name}: {value}" for name, value in settled.items())]
+    return describe_choices(assembly, extent)
 
 
 def check(config: Config, inputs: dict[str, Known]) -> list[Mistake]:
@@ -121,13 +103,7 @@ def seconds_per_token(config: Config, model: Named) -> float:
 
 def facts(artifact: Artifact) -> dict[str, Any]:
     """What later stages may know of a finished model."""
-    described = artifact.json("config.json")
-    return {
-        "parameters": artifact.metrics.get("parameters"),
-        "context": artifact.manifest["section"]["model"]["context"],
-        "vocab_size": described.get("vocab_size"),
-        "tokens": artifact.manifest["tokens"],
-    }
+    return model_facts(artifact)
 
 
 def planned(config: Config, texts: list[str], tokenizer_folder: str, vocab_size: int, total: int) -> Planned:
@@ -180,23 +156,11 @@ def _write(config: Config, inputs: dict[str, Input], out: Draft, assembly: Assem
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     hugging_face.save(out.folder, network, generation={name: i for name, i in ids.items() if i is not None})
     tokenizer.save(out.folder, model_max_length=assembly.row_tokens)
-    out.tokens = result.steps * assembly.batch_tokens
-    parameters = sum(p.numel() for p in network.parameters())
-    figures = {"loss": result.loss, **result.validation, "tokens": out.tokens, "parameters": parameters}
-    out.metrics |= figures | {"steps": result.steps, "stopped_early": result.stopped_early}
-    out.metrics |= {"tokens_s": result.tokens_s, "mfu": result.mfu, "skipped_batches": len(result.troubles)}
-    found = result.validation.get("validation_loss")
-    measured = f"validation loss {found:.3f}" if found is not None else f"training loss {result.loss:.3f}"
-    out.metrics["headline"] = f"{measured} after {show_count(out.tokens)} tokens"
-    out.choices |= result.choices.shown() | assembly.task.choices
-    exact = not choosing.differences(result.choices)
-    out.determinism = machine.level(result.choices.deterministic and exact, result.choices.device)
-    if result.troubles:
-        out.write_json("log/troubles.json", result.troubles)
+    figures = note(out, assembly, result)
     text = card.write(
         name=f"{config.model.name} {config.task.name}",
         section=sections.dump(config),
-        figures=figures | {"steps": result.steps, "epochs": result.steps * assembly.batch_rows / len(assembly.rows)},
+        figures=figures,
         licences=out.licences,
         parents={key: given.artifact.digest for key, given in inputs.items()},
         head=assembly.task.head,

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from groundup import catalog
-from groundup.data.loader import Batch, Loader
+from groundup.data.loader import Batch, Collate, Loader
 from groundup.data.packing import Columns, Rows
 from groundup.nn.network import Network, create
 from groundup.training import choices as choosing
@@ -33,6 +33,8 @@ class Material:
     train: Columns
     held_out: Columns | None = None
     vocab_size: int | None = None
+    name_of: Callable[[int], str] | None = None
+    """Where a training document is from, by its place in the split."""
 
 
 def make_task(config: ModelTrainingSection, tokenizer: Any, *, label_smoothing: bool = True) -> Any:
@@ -59,6 +61,7 @@ class Assembly:
         self.config, self.material, self.choices = config, material, choices
         self.planned_steps = planned_steps
         self.task = make_task(config, material.tokenizer)
+        self.collate: Collate = self.task.collate
         self.model = catalog.load("models", config.model.name)
         self.section = model_section(config, material.vocab_size or material.tokenizer.vocab_size)
         self.row_tokens = config.context
@@ -99,10 +102,15 @@ class Assembly:
         plain = make_task(self.config, self.material.tokenizer, label_smoothing=False)
         return Objective(loss=self.task.loss, held_out=plain.loss, counts=self.task.counts)
 
+    @property
+    def longest(self) -> int:
+        """The longest row, by index: here all are alike."""
+        return 0
+
     def settle(self) -> Choices:
         """Make the automatic choices that need the network, by measuring, and keep them."""
         extent = Extent(self.steps, self.batch_rows, self.flops_per_step)
-        one_row = self.task.collate([self.rows.row(0, 0)])
+        one_row = self.collate([self.rows.row(self.longest, 0)])
         self.choices = choosing.settle(self.choices, self.config, extent, self.network, self.objective, one_row)
         return self.choices
 
@@ -111,7 +119,7 @@ class Assembly:
         on_gpu = self.choices.device == "cuda"
         return Loader(
             self.rows,
-            self.task.collate,
+            self.collate,
             self.config.seed,
             self.batch_rows,
             self.choices.micro_batches,
@@ -125,7 +133,7 @@ class Assembly:
             return None
         size = -(-self.batch_rows // self.choices.micro_batches)
         rows = self.task.rows(self.material.held_out, self.config.seed, held_out=True)
-        loader = Loader(rows, self.task.collate, self.config.seed, min(size, len(rows)))
+        loader = Loader(rows, self.collate, self.config.seed, min(size, len(rows)))
         most = validation_rows(self.config, self.steps, self.batch_rows)
         return lambda: (batch for batch, _ in loader.sweep(most))
 

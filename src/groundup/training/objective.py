@@ -10,7 +10,7 @@ B rows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ class Objective:
     held_out: Callable[[Any, Batch], Parts]
     counts: Callable[[Batch], dict[str, int]]
     """Trained labels by part of the loss, told from a batch alone."""
+    scores: Callable[[Any, Batch], Mapping[str, Tensor]] | None = None
+    """Sums per row of what else is watched on held-out rows."""
+    watched: Mapping[str, Any] = field(default_factory=dict)
+    """By name, what turns those sums into a score: anything with `of(sums)`."""
 
 
 def shares(counts: Sequence[Mapping[str, int]], device: str) -> dict[str, Tensor]:
@@ -71,10 +75,13 @@ def validate(
 ) -> dict[str, float] | None:
     """The held-out loss: `validation_loss`, and `validation_PART` for each part if there are several.
 
+    What the objective watches beside comes as `validation_NAME`.
+
     None if the run was asked to stop meanwhile; nothing if no row has a label.
     """
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
+    watched: dict[str, float] = {}
     network.eval()
     for batch in batches:
         if interrupt_requested():
@@ -82,13 +89,18 @@ def validate(
             return None
         inputs = to_device(batch, arithmetic.device)
         with arithmetic.on():
-            parts = objective.held_out(network(inputs), inputs)
+            outputs = network(inputs)
+            parts = objective.held_out(outputs, inputs)
+            scores = objective.scores(outputs, inputs) if objective.scores else {}
+        for name, values in scores.items():
+            watched[name] = watched.get(name, 0.0) + float(values.sum())
         for part, (total, count) in parts.items():
             sums[part] = sums.get(part, 0.0) + float(total)
             counts[part] = counts.get(part, 0) + int(count)
     network.train()
     means = {part: sums[part] / counts[part] for part in sums if counts[part]}
     each = {f"validation_{part}": mean for part, mean in means.items()} if len(means) > 1 else {}
+    each |= {f"validation_{name}": float(score.of(watched)) for name, score in objective.watched.items()}
     return {"validation_loss": sum(means.values()), **each} if means else {}
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializeAsAny, WithJsonSchema, model_validator
 
@@ -14,7 +14,7 @@ from groundup.nn.products import Matmul
 from groundup.training.arithmetic import Precision
 from groundup.training.log import SinkName
 from groundup.training.optimizers import AdamW, Amount, AnyOptimizer, Fraction
-from groundup.training.schedules import AnySchedule, Cosine, as_steps
+from groundup.training.schedules import AnySchedule, Cosine, Linear, as_steps
 from groundup.units import SECONDS, PositiveCount, StepsOrShare, parse_count, parse_duration
 
 
@@ -60,8 +60,6 @@ class TrainingSection(StageSection):
     """The optimizer by name, with its own settings: sgd, momentum, adagrad, rmsprop, adam, adamw, muon."""
     schedule: AnySchedule = Cosine()
     """The learning-rate schedule by name: constant, linear, cosine, inverse_square_root, warmup_stable_decay."""
-    batch_tokens: PositiveCount = 8192
-    """Tokens of one optimizer step, rounded down to whole rows."""
     micro_batch_rows: PositiveCount | Literal["auto"] = "auto"
     """Rows computed at once; a batch of more is accumulated, which changes nothing but memory and speed."""
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
@@ -110,6 +108,8 @@ class ModelTrainingSection(TrainingSection):
     """What is learned, by the name of a task."""
     model: Annotated[SerializeAsAny[Named], FromFolder("models")]
     """The model and its sizes; its vocabulary follows from the tokenizer."""
+    batch_tokens: PositiveCount = 8192
+    """Tokens of one optimizer step, rounded down to whole rows."""
     tokens: PositiveCount | None = None
     """Tokens to train on; epochs follow from it. Either this or `epochs`."""
     epochs: Annotated[float, Field(gt=0)] | None = None
@@ -125,6 +125,62 @@ class ModelTrainingSection(TrainingSection):
     def context(self) -> int:
         """Tokens of a row: the model's context."""
         return int(self.model.context)  # type: ignore[attr-defined]
+
+
+USUAL_RATE = 2e-5
+"""The rate at which all weights of a pretrained model are tuned (Devlin et al. 2019, appendix A.3)."""
+ADAPTER_RATE = 2e-4
+"""The rate for a small change beside frozen weights (Hu et al. 2021, appendix D; Dettmers et al. 2023, table 9)."""
+LONGEST = 512
+"""Tokens of an example beyond which it is cut unless `max_length` says otherwise."""
+
+
+class LabelledTrainingSection(TrainingSection):
+    """What is trained on labelled rows: `finetune` from pretrained weights, `train` from random ones."""
+
+    task: Annotated[SerializeAsAny[Named], FromFolder("tasks")]
+    """What is learned, by the name of a task."""
+    optimizer: AnyOptimizer = AdamW(lr=USUAL_RATE, weight_decay=0.01, betas=(0.9, 0.999))
+    """The optimizer by name, with its own settings; its rate is one or two orders below pretraining's."""
+    schedule: AnySchedule = Linear(warmup=0.06)
+    """The learning-rate schedule by name."""
+    batch_rows: PositiveCount = 32
+    """Examples of one optimizer step."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data; 3 if neither `epochs` nor `steps` is given."""
+    steps: PositiveCount | None = None
+    """Optimizer steps, instead of `epochs`."""
+    max_length: PositiveCount | None = None
+    """The longest example in tokens, special ones included; the model's context, but at most 512, unless given."""
+    packing: bool | Literal["auto"] = "auto"
+    """Whether the examples of a batch lie end to end without padding, each seeing only itself. If not, they are
+    padded. Either way the loss is the same. auto: wherever the model can."""
+    adapter: Annotated[SerializeAsAny[Named], FromFolder("adapters")] | None = None
+    """A small change trained beside frozen weights, by name: lora, dora. All weights are trained unless given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gentle_rate(cls, values: Any) -> Any:
+        """An optimizer that is named without a rate gets one for tuning, not the one for pretraining."""
+        optimizer = values.get("optimizer") if isinstance(values, dict) else None
+        rate = ADAPTER_RATE if isinstance(values, dict) and values.get("adapter") else cls.usual_rate()
+        if optimizer is None and isinstance(values, dict):
+            default = cls.model_fields["optimizer"].default
+            return values | {"optimizer": default.model_copy(update={"lr": rate})}
+        if isinstance(optimizer, Section) and "lr" not in optimizer.model_fields_set:
+            return values | {"optimizer": optimizer.model_copy(update={"lr": rate})}
+        return values
+
+    @classmethod
+    def usual_rate(cls) -> float:
+        """The learning rate unless the recipe gives one and trains all weights."""
+        return USUAL_RATE
+
+    @model_validator(mode="after")
+    def _one_extent(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give either `epochs` or `steps`: each follows from the other")
+        return self
 
 
 def rounded_batch(batch_tokens: int, row_tokens: int) -> int:

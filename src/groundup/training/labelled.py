@@ -1,0 +1,155 @@
+"""From a section, labelled rows and a network to start from to everything the training loop needs.
+
+What `assembly.py` does for pretraining, for rows of different lengths: a step is `batch_rows` examples,
+laid end to end without padding or, where the model cannot, padded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from groundup.data.examples import waste
+from groundup.data.loader import Batch, Int64s, Loader
+from groundup.nn.network import Network
+from groundup.training.assembly import Assembly, Material
+from groundup.training.choices import Choices
+from groundup.training.objective import Objective
+from groundup.training.settings import LabelledTrainingSection
+
+DEFAULT_EPOCHS = 3.0
+
+
+class LabelledAssembly(Assembly):
+    """A section, labelled rows, a task and a network put together."""
+
+    def __init__(
+        self,
+        config: LabelledTrainingSection,
+        material: Material,
+        choices: Choices,
+        *,
+        task: Any,
+        plain_task: Any,
+        start: Callable[[], Network],
+        is_pretrained: bool = True,
+    ) -> None:
+        """`plain_task` is the task without label smoothing, for held-out rows; `start` makes the network,
+        whose weights are pretrained or random."""
+        self.config: Any = config
+        self.material, self.choices, self.planned_steps = material, choices, None
+        self.task, self.plain_task, self._start = task, plain_task, start
+        self.is_pretrained = is_pretrained
+        self.batch_rows = config.batch_rows
+        self.row_tokens = task.context
+        self.collate = partial(task.collate, flat=self.is_flat)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether examples lie end to end. A device whose attention has no such kernels pads."""
+        if self.config.packing == "auto":
+            return self.choices.device in ("cpu", "cuda")
+        return bool(self.config.packing)
+
+    @cached_property
+    def network(self) -> Network:
+        """The network that training starts from, on the device."""
+        network = self._start().to(self.choices.device)
+        network.backbone.checkpoint_activations = self.config.activation_checkpointing
+        return network
+
+    @cached_property
+    def lengths(self) -> Int64s:
+        """Tokens of each training row."""
+        found: Int64s = self.rows.lengths  # type: ignore[attr-defined]
+        return found
+
+    @property
+    def longest(self) -> int:
+        """The longest row, by index."""
+        return int(np.argmax(self.lengths))
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a step, on average."""
+        return max(1, round(float(self.lengths.mean()) * self.batch_rows))
+
+    @cached_property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        if self.config.steps is not None:
+            return int(self.config.steps)
+        return max(1, -(-round((self.config.epochs or DEFAULT_EPOCHS) * len(self.rows)) // self.batch_rows))
+
+    @property
+    def flops_per_step(self) -> float:
+        """Forward and backward of an average step: products of frozen matrices have no gradient of their own."""
+        whole, trained = matrix_sizes(self.network)
+        return (4.0 * whole + 2.0 * trained) * self.batch_tokens
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The task's losses; held-out rows without label smoothing, with the task's scores beside."""
+        scores = getattr(self.task, "scores", None)
+        watched = {name: m for name, m in self.task.metrics.items() if name != "loss"} if scores else {}
+        return Objective(
+            loss=self.task.loss,
+            held_out=self.plain_task.loss,
+            counts=self.task.counts,
+            scores=scores if watched else None,
+            watched=watched,
+        )
+
+    def settle(self) -> Choices:
+        """Make the automatic choices that need the network, by measuring, and keep them."""
+        wanted = self.config
+        if wanted.compile == "auto":
+            self.config = wanted.model_copy(update={"compile": False})
+        choices = super().settle()
+        self.config = wanted
+        if wanted.compile == "auto":
+            reasons = choices.reasons | {"compile": "no two batches have the same shape"}
+            self.choices = dataclasses.replace(choices, reasons=reasons)
+        return self.choices
+
+    def row_name(self, index: int) -> str:
+        """A row in words: where it is from and how it begins."""
+        begins = super().row_name(index).partition("(")[2].removesuffix(")")
+        if self.material.name_of is None:
+            return f"row {index} ({begins})"
+        return f"{self.material.name_of(self.rows.document_of(index))} ({begins})"  # type: ignore[attr-defined]
+
+    def padding(self) -> str:
+        """What share of positions is padding, in words."""
+        shares = waste(self.lengths, self.batch_rows, self.choices.micro_batches)
+        if self.is_flat:
+            return f"none: examples lie end to end (random batches would be {shares['random']:.0%} padding)"
+        return f"{shares['sorted']:.1%}, each step sorted by length (random batches: {shares['random']:.0%})"
+
+
+class LongestFirst:
+    """The batches of a loader, except that the first holds the longest rows: what memory must suffice for."""
+
+    def __init__(self, loader: Loader) -> None:
+        assert loader.lengths is not None, "only rows of different lengths have longest ones"
+        self.loader, self.micro_batches = loader, loader.micro_batches
+        self.longest = np.argsort(-loader.lengths, kind="stable")[: loader.batch_rows]
+
+    def micro_batch(self, step: int, micro: int) -> tuple[Batch, Int64s]:
+        """As the loader's, from step 1 on."""
+        if step:
+            return self.loader.micro_batch(step, micro)
+        size = len(self.longest)
+        own = self.longest[micro * size // self.micro_batches : (micro + 1) * size // self.micro_batches]
+        return self.loader.collate([self.loader.rows.row(int(i), 0) for i in own]), own
+
+
+def matrix_sizes(network: nn.Module) -> tuple[int, int]:
+    """Weights that each token is multiplied with, and how many of these are trained."""
+    matrices = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
+    return sum(w.numel() for w in matrices), sum(w.numel() for w in matrices if w.requires_grad)
