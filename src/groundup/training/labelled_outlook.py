@@ -57,10 +57,7 @@ def describe(found: Forecast, assembly: LabelledAssembly, steps: int, rows: int)
     found.lines = [
         ("parameters", f"{units.show_count(whole)}, of which {units.show_count(trained)} are trained"),
         ("examples", f"{rows:,}, {assembly.lengths.mean():.1f} tokens each (longest {assembly.lengths.max()})"),
-        (
-            "steps",
-            f"{steps} of {assembly.batch_rows} examples, {steps * assembly.batch_rows / max(1, rows):.2f} epochs",
-        ),
+        ("steps", f"{steps} of {assembly.batch_rows} examples, {epochs:.2f} epochs"),
         ("padding", assembly.padding()),
         ("learning rate", f"{assembly.config.optimizer.lr:g}, {assembly.config.schedule.name}"),
         ("device", f"{assembly.choices.device_words}, {assembly.choices.threads} threads"),
