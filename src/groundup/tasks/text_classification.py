@@ -24,6 +24,7 @@ from groundup.data.examples import CROPPED, Examples
 from groundup.data.packing import IGNORED, Columns, Row
 from groundup.errors import DataError, nearest
 from groundup.evaluation.metrics.ratios import Ratio
+from groundup.tasks._contract import Answer
 from groundup.text.framing import Frame
 from groundup.text.rendering import Piece, markup
 from groundup.units import Share
@@ -307,6 +308,40 @@ class Task:
             return [{"labels": names, "probabilities": row} for names, row in zip(chosen, shares, strict=True)]
         best = logits.argmax(-1).tolist()
         return [{"label": self.labels[i], "probabilities": row} for i, row in zip(best, shares, strict=True)]
+
+    @property
+    def evaluation(self) -> str:
+        """How answers are compared with truths."""
+        return {"one": "classes", "several": "multilabel", "number": "number"}[self.kind]
+
+    def answer(self, found: Sequence[Mapping[str, Any]], example: Mapping[str, Any]) -> Answer:
+        """The answer to an example, which is one row. Raises DataError for one without a single token."""
+        if not found:
+            raise DataError("an example without any text", where=str(example.get("source", "")), fix="leave it out")
+        key = {"one": "label", "several": "labels", "number": "number"}[self.kind]
+        return Answer(found[0][key], found[0].get("probabilities"))
+
+    def truth(self, example: Mapping[str, Any]) -> Any:
+        """The label, a list of labels, or a number. Raises DataError, naming the row, where it is missing."""
+        found = _label(self.config, example)
+        if found is None:
+            raise DataError(
+                "a row without a label", where=str(example.get("source", "")), fix="label it, or leave it out"
+            )
+        if self.kind == "number":
+            return _number(self.config, found, example)
+        if self.kind == "several":
+            return [str(name) for name in (found if isinstance(found, list) else [found])]
+        return str(found)
+
+    def shown(self, example: Mapping[str, Any]) -> str:
+        """The text, or both texts with a line end between them."""
+        return "\n".join(self.inputs(example))
+
+    def inputs(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """The text, or both: what a classical rival reads."""
+        columns = [self.config.text, *([self.config.pair] if self.config.pair else [])]
+        return tuple(self._text(example, column) for column in columns)
 
     def render(self, row: Row) -> str:
         """The input as rich markup, followed by its label."""
