@@ -199,6 +199,28 @@ def fill(
         _console().print(f"gap {number}: {shown}", markup=False)
 
 
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="A Hugging Face directory, or a GGUF file.")],
+    to: Annotated[str | None, typer.Option("--to", help="Link it as runs/imported/NAME.")] = None,
+    licence: Annotated[str, typer.Option(help="Its licence, where the files state none or another.")] = "",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring a model from elsewhere into the store, checked and with its licence."""
+    from groundup.importing import import_model, print_imported
+
+    reporter = _reporter(as_json, quiet)
+    try:
+        imported = import_model(path, to=to, licence=licence, reporter=reporter)
+    finally:
+        reporter.close()
+    if as_json:
+        _print_json(imported.as_data())
+    elif not quiet:
+        print_imported(_console(), imported)
+
+
 @app.command()
 def verify(path: Annotated[Path, typer.Argument(help="runs/RECIPE/STAGE, or any artefact.")]) -> None:
     """Read every byte of an artefact and compare it with its manifest."""

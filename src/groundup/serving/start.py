@@ -12,6 +12,8 @@ from groundup.artifact import MANIFEST, Artifact
 from groundup.text.tokenizers import Tokenizer
 
 GENERATION = "generation_config.json"
+IMPORT = "import"
+"""What the manifest of a model that was not trained here names as its stage."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ def beginning(folder: Path, tokenizer: Tokenizer) -> Beginning:
 
     A model that groundup trained saw each document after a start token, or after the end-of-text
     token of the document before, as its manifest says (the choice `bos`); a prompt is the beginning
-    of a document. A published model gets what its tokenizer.json puts before a text, which may be
-    nothing; only an empty prompt then begins with the start or end-of-text token.
+    of a document. A published model, imported or not, gets what its tokenizer.json puts before a
+    text, which may be nothing; only an empty prompt then begins with the start or end-of-text token.
     """
     candidates = (_named_start(folder), tokenizer.bos_id, tokenizer.eos_id)
     first = next(((token,) for token in candidates if token is not None), ())
-    if (folder / MANIFEST).is_file():
-        if Artifact(folder).manifest["choices"].get("bos") is False and tokenizer.eos_id is not None:
+    manifest = Artifact(folder).manifest if (folder / MANIFEST).is_file() else None
+    if manifest is not None and manifest.get("stage") != IMPORT:
+        if manifest["choices"].get("bos") is False and tokenizer.eos_id is not None:
             first = (tokenizer.eos_id,)
         return Beginning(first, first)
     engine = library.Tokenizer.from_str(tokenizer.to_json())
