@@ -40,6 +40,10 @@ def check(config: LabelledTrainingSection, inputs: Mapping[str, Known]) -> list[
     if config.compile is True and config.packing is not False:
         what = "torch.compile makes a graph for every shape, and examples end to end never have the same shape twice"
         found.append(Mistake(("compile",), what, "leave it out, or set packing: false"))
+    context = inputs["from"].facts.get("context") if "from" in inputs else None
+    if config.max_length is not None and context and config.max_length > context:
+        what = f"max_length {config.max_length} is longer than the model's context of {context} tokens"
+        found.append(Mistake(("max_length",), what, f"set it to {context} or less"))
     splits = inputs["data"].facts.get("documents", {})
     if config.early_stopping and splits and not splits.get("validation"):
         what = "early stopping needs a validation split, and the corpus has none"

@@ -1,0 +1,251 @@
+"""Fine-tuning as a user meets it: labelled rows and a base model in, a model that others open out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from groundup import catalog
+from groundup import plan as planning
+from groundup.artifact import Artifact, Store, open_artifact
+from groundup.checkpoints import hugging_face
+from groundup.config import named
+from groundup.data import layout
+from groundup.data.corpus import Corpus
+from groundup.data.sample import Documents
+from groundup.errors import DataError, Mistakes
+from groundup.nn.network import create
+from groundup.recipe import load
+from groundup.runner import run
+from groundup.text import vocabulary
+from groundup.text.pipelines import BERT_SPECIALS
+from groundup.text.tokenizers import Tokenizer
+from groundup.training.arithmetic import Arithmetic
+from groundup.training.objective import Objective, forward, shares
+
+GOOD, BAD = "a fine and moving film", "a dull and empty film"
+RECIPE: dict[str, Any] = {
+    "groundup": 1,
+    "name": "tiny",
+    "seed": 3,
+    "stages": {
+        "rows": {
+            "prepare": {
+                "source": {"paths": ["rows.jsonl"], "keep": ["label", "second"]},
+                "clean": {"exact_duplicates": False},
+                "split": {"validation": 0.2, "test": 0.2},
+            }
+        },
+        "model": {
+            "finetune": {
+                "data": "rows", "from": "base", "task": {"name": "text_classification"}, "epochs": 10, "batch_rows": 16,
+                "optimizer": {"name": "adamw", "lr": 5e-3}, "precision": "fp32", "matmul": "torch", "threads": 1,
+            }  # fmt: skip
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with labelled rows and a small BERT of random weights in `base/`."""
+    words = ["plot", "cast", "score", "scene", "role", "story", "tone", "pace"]
+    rows = []
+    for i in range(200):
+        text = f"{(BAD, GOOD)[i % 2]} with {words[i % 8]} and {words[i // 8 % 8]} " + "so " * (i % 7) + f"number {i}"
+        rows.append({"text": text, "label": ("bad", "good")[i % 2], "second": words[i % 8]})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    engine, _ = vocabulary.learn(vocabulary.Wish("wordpiece", 200, min_frequency=1), lambda: [r["text"] for r in rows])
+    tokenizer = Tokenizer.of_roles(engine, BERT_SPECIALS)
+    model = catalog.load("models", "bert")
+    config = model.Config(
+        **model.TINY | {"vocab_size": tokenizer.vocab_size, "context": 48}, dropout=0.1, initialiser_std=0.1
+    )
+    network = create(model, config, "masked_language", seed=1)
+    hugging_face.save(tmp_path / "base", network, generation={"pad_token_id": tokenizer.pad_id})
+    tokenizer.save(tmp_path / "base")
+    return tmp_path
+
+
+def recipe(folder: Path, **changes: Any) -> Path:
+    written = json.loads(json.dumps(RECIPE))
+    written["stages"]["model"]["finetune"] |= {"from": "./base"} | changes
+    (folder / "tiny.yaml").write_text(json.dumps(written), encoding="utf-8")  # JSON is YAML
+    return folder / "tiny.yaml"
+
+
+def made(folder: Path, **changes: Any) -> Artifact:
+    return run(recipe(folder, **changes))["model"]
+
+
+def test_a_model_learns_and_transformers_opens_it_with_its_labels(folder: Path) -> None:
+    artifact = made(folder)
+    assert artifact.metrics["validation_accuracy"] > 0.9
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(artifact.path)
+    assert theirs.config.id2label == {0: "bad", 1: "good"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(artifact.path)
+    batch = tokenizer([GOOD, BAD], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        assert theirs(**batch).logits.argmax(-1).tolist() == [1, 0]
+    assert artifact.manifest["choices"]["task"]["labels"] == ["bad", "good"]
+    assert "good" in (artifact.path / "config.json").read_text()
+
+
+@pytest.mark.smoke
+def test_packing_padding_and_accumulation_give_the_same_loss(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder / "base")
+    section = named("tasks", {"name": "text_classification", "labels": ["bad", "good"]})
+    task = catalog.load("tasks", "text_classification").Task(section, tokenizer, 48)
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()][:24]
+    rows = task.rows(Documents(lines, task.encode), 0)
+    network = hugging_face.load(folder / "base", "sequence", labels=task.labels, outputs=2, seed=0)
+    objective = Objective(task.loss, task.loss, task.counts)
+    step = forward(network, objective, Arithmetic("cpu", "fp32", "torch"))
+
+    def loss_and_gradient(parts: list[list[int]], *, flat: bool) -> tuple[float, torch.Tensor]:
+        network.zero_grad()
+        batches = [task.collate([rows.row(i, 0) for i in part], flat=flat) for part in parts]
+        share = shares([task.counts(batch) for batch in batches], "cpu")
+        total = 0.0
+        for batch in batches:
+            loss, _ = step(dict(batch), share)
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        return total, torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    whole, gradient = loss_and_gradient([list(range(24))], flat=False)
+    cuts = [[list(range(24))], [list(range(7)), list(range(7, 24))], [[i] for i in range(24)]]
+    for parts in cuts:
+        for flat in (True, False):
+            loss, found = loss_and_gradient(parts, flat=flat)
+            assert abs(loss - whole) < 1e-6
+            torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
+    assert {"attention_mask"} <= set(layout.padded([rows.row(0, 0)], fill={}))
+
+
+@pytest.mark.parametrize("kind", ["several", "number"])
+def test_lists_of_labels_and_numbers_are_learned_too(folder: Path, kind: str) -> None:
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line["label"] = ["good", "film"][i % 2 :] if kind == "several" else 0.25 + (i % 2) / 2
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    artifact = made(folder, task={"name": "text_classification", "kind": kind}, epochs=20)
+    described = artifact.json("config.json")
+    assert described["problem_type"] == {"several": "multi_label_classification", "number": "regression"}[kind]
+    assert artifact.metrics["validation_loss"] < 0.2
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(artifact.path)
+    assert theirs.config.num_labels == {"several": 2, "number": 1}[kind]
+
+
+def test_a_pair_of_texts_is_one_input(folder: Path) -> None:
+    task = {"name": "text_classification", "pair": "second"}
+    artifact = made(folder, task=task, steps=2, epochs=None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(artifact.path)
+    built = catalog.load("tasks", "text_classification").Task(
+        named("tasks", task | {"labels": ["bad", "good"]}), Tokenizer.load(artifact.path), 48
+    )
+    encoded = built.encode({"text": GOOD, "second": "a score", "label": "good"})
+    theirs = tokenizer(GOOD, "a score")
+    assert encoded["input_ids"] == theirs["input_ids"]
+    assert encoded["token_type_ids"] == theirs["token_type_ids"]
+
+
+def test_a_base_fine_tuned_on_other_labels_gets_a_new_head(folder: Path) -> None:
+    first = made(folder)
+    same = hugging_face.load(first.path, "sequence", labels=["bad", "good"], outputs=2, seed=9)
+    turned = hugging_face.load(first.path, "sequence", labels=["good", "bad"], outputs=2, seed=9)
+    assert torch.equal(
+        same.state_dict()["classifier.weight"], hugging_face.load(first.path).state_dict()["classifier.weight"]
+    )
+    assert not torch.equal(turned.state_dict()["classifier.weight"], same.state_dict()["classifier.weight"])
+    assert torch.equal(
+        turned.state_dict()["bert.embeddings.word_embeddings.weight"],
+        same.state_dict()["bert.embeddings.word_embeddings.weight"],
+    )
+
+
+def test_long_rows_are_cut_or_left_out_and_counted(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder / "base")
+    lines = [{"text": GOOD, "label": "good"}, {"text": "so " * 60, "label": "bad", "source": "x:2"}]
+    for overlong, rows, cropped in (("truncate", 2, 14), ("drop", 1, 0)):
+        section = named("tasks", {"name": "text_classification", "labels": ["bad", "good"], "overlong": overlong})
+        task = catalog.load("tasks", "text_classification").Task(section, tokenizer, 48)
+        ledger = task.rows(Documents(lines, task.encode), 0).ledger()
+        assert (ledger.rows, ledger.cropped) == (rows, cropped)
+
+
+MISTAKES = [
+    ({"label": "lable"}, "the corpus has no column 'lable'", "did you mean 'label'"),
+    ({"labels": ["bad", "good", "ugly"]}, "labels that never occur in the training rows: 'ugly'", "task.labels"),
+    ({"labels": ["bad", "fine"]}, "'fine'", "found: bad, good"),
+    ({"kind": "number"}, "is no number", "kind: number"),
+    ({"text": "texts"}, "no text in the column 'texts'", "did you mean 'text'"),
+]
+
+
+@pytest.mark.parametrize(("task", "what", "fix"), MISTAKES)
+def test_mistakes_in_a_task_are_explained(folder: Path, task: dict[str, Any], what: str, fix: str) -> None:
+    with pytest.raises(DataError) as caught:
+        made(folder, task={"name": "text_classification"} | task)
+    assert what in caught.value.what
+    assert fix in caught.value.fix
+
+
+def test_a_label_that_training_never_showed_names_its_row(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    (folder / "late.jsonl").write_text(json.dumps({"text": "a new kind", "label": "goood", "second": "x"}))
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    written = json.loads(recipe(folder).read_text())
+    source = {"paths": ["rows.jsonl"], "keep": ["label", "second"], "split": "train"}
+    late = {"paths": ["late.jsonl"], "keep": ["label", "second"], "split": "validation"}
+    written["stages"]["rows"]["prepare"] |= {"source": [source, late], "split": {}}
+    (folder / "tiny.yaml").write_text(json.dumps(written))
+    with pytest.raises(DataError, match="'goood' is not among those of the training rows") as caught:
+        run(folder / "tiny.yaml")
+    assert caught.value.where == "late.jsonl:1"
+    assert "did you mean 'good'" in caught.value.fix
+
+
+def test_plan_tells_extent_padding_and_rate(folder: Path) -> None:
+    run(recipe(folder), ["rows"])
+    plan = planning.make(load(recipe(folder, optimizer={"name": "adamw", "lr": 0.1})), Store(), effort="quick")
+    found = plan.steps["model"].forecast
+    lines = dict(found.lines)
+    assert "examples" in lines["steps"]
+    assert lines["padding"].startswith("none: examples lie end to end")
+    assert any("optimizer.lr 0.1 is outside" in warning for warning in found.warnings)
+    assert "label: " in found.sample
+
+
+def test_mistakes_that_need_no_rows_are_found_by_plan(folder: Path) -> None:
+    run(recipe(folder), ["rows"])
+    path = recipe(folder, compile=True, micro_batch_rows=99, max_length=4096)
+    with pytest.raises(Mistakes) as caught:
+        planning.make(load(path), Store(), effort="quick")
+    text = str(caught.value)
+    assert "micro_batch_rows 99 is more than the 16 rows" in text
+    assert "torch.compile makes a graph for every shape" in text
+    assert "max_length 4096 is longer than the model's context of 48" in text
+
+
+def test_the_test_split_is_not_read_while_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(recipe(folder), ["rows"])
+    opened: list[str] = []
+    files: Callable[[Corpus, str], list[str]] = Corpus._files
+
+    def watched(self: Corpus, split: str) -> list[str]:
+        opened.append(split)
+        return files(self, split)
+
+    monkeypatch.setattr(Corpus, "_files", watched)
+    for path in (open_artifact("runs/tiny/rows").path / "test").glob("*.parquet"):
+        path.chmod(0o000)
+    made(folder, steps=2, epochs=None)
+    assert opened
+    assert "test" not in opened
