@@ -44,12 +44,19 @@ RECIPE: dict[str, Any] = {
         },
         "model": {
             "finetune": {
-                "data": "rows", "from": "base", "task": {"name": "text_classification"}, "epochs": 10, "batch_rows": 16,
-                "optimizer": {"name": "adamw", "lr": 5e-3}, "precision": "fp32", "matmul": "torch", "threads": 1,
-            }  # fmt: skip
+                "data": "rows",
+                "from": "base",
+                "task": {"name": "text_classification"},
+                "epochs": 10,
+                "batch_rows": 16,
+                "optimizer": {"name": "adamw", "lr": 5e-3},
+                "precision": "fp32",
+                "matmul": "torch",
+                "threads": 1,
+            }
         },
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture
