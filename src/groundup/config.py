@@ -99,7 +99,7 @@ class FromFolder:
         return {"anyOf": [{"enum": catalog.names(self.folder)}, *options]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that a field of it may be optional
 class OneOf:
     """Marks a field whose value names one section of a closed set, e.g. an optimizer.
 

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundup.training import objective, optimizers
+from groundup.training import freezing, objective, optimizers
 from groundup.training.average import Average
 from groundup.training.choices import Choices
+from groundup.training.methods import Methods
 from groundup.training.objective import Batch, Objective
 from groundup.training.settings import TrainingSection
+
+PLAIN = Methods()
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,28 @@ class Figures:
 class Learner:
     """A network with everything that moves its weights, on the device and in the precision chosen."""
 
-    def __init__(self, network: nn.Module, objective_: Objective, settings: TrainingSection, choices: Choices) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        objective_: Objective,
+        settings: TrainingSection,
+        choices: Choices,
+        methods: Methods = PLAIN,
+        steps: int = 1,
+    ) -> None:
+        """`steps` are those of the whole run; only methods that change on the way look at them."""
         self.network, self.objective = network, objective_
-        self.settings, self.choices = settings, choices
-        self.weights = optimizers.Weights(network)
+        self.settings, self.choices, self.methods = settings, choices, methods
+        freezing.freeze(network, methods.layers)
+        self.unfreezing = freezing.Unfreezing(network, methods.layers, steps)
+        lr_scales = freezing.lr_scales(network, methods.layers, settings.optimizer.lr)
+        self.weights = optimizers.Weights(network, lr_scales)
         self.optimizers = settings.optimizer.build(self.weights, choices.device)
         self.average = Average(network, settings.ema) if settings.ema else None
         self.trained = [p for p in network.parameters() if p.requires_grad]
-        eager = objective.forward(network, objective_, choices.arithmetic)
+        eager = methods.forward(network, objective_, choices.arithmetic)
         # Shapes never change, so one graph is made for them and no guard has to watch them.
-        self.forward = torch.compile(eager, dynamic=False) if choices.compile else eager
+        self.forward = torch.compile(eager, dynamic=False) if choices.compile and methods.compiles else eager
 
     def gradients(self, parts: Sequence[Batch], step: int) -> Figures:
         """Loss and gradient of a whole batch, cut into `parts`; the gradients are left in place.
@@ -53,13 +68,14 @@ class Learner:
         of a generator to keep.
         """
         device = self.choices.device
-        share = objective.shares([self.objective.counts(part) for part in parts], device)
+        share = objective.shares([self.methods.counts(self.objective, part) for part in parts], device)
         losses = torch.zeros(len(share), device=device)
-        for micro, part in enumerate(parts):
-            torch.manual_seed(draw(self.settings.seed, step, micro))
-            loss, each = self.forward(objective.to_device(part, device), share)
-            torch.autograd.backward(loss)
-            losses += each
+        with self.unfreezing.at(step):
+            for micro, part in enumerate(parts):
+                torch.manual_seed(draw(self.settings.seed, step, micro))
+                loss, each = self.forward(objective.to_device(part, device), share)
+                torch.autograd.backward(loss)
+                losses += each
         if self.settings.l1:
             _add_l1(self.weights.decayed, self.settings.l1)
         # With data parallelism gradients and losses are summed over ranks here.
@@ -113,8 +129,10 @@ class Learner:
             tensor.copy_(tensors[name])
 
     def _own(self) -> dict[str, Tensor]:
+        """Weights, buffers and averages by name, but for weights that never train: they are where they came from."""
         kept = self.network.state_dict(keep_vars=True)
-        own: dict[str, Tensor] = {f"network.{name}": p for name, p in self.network.named_parameters()}
+        named = self.network.named_parameters()
+        own: dict[str, Tensor] = {f"network.{name}": p for name, p in named if p.requires_grad}
         own |= {f"network.{name}": b for name, b in self.network.named_buffers() if name in kept}
         own |= {f"average.{name}": t for name, t in self.average.tensors.items()} if self.average else {}
         return own

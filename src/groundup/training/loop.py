@@ -31,6 +31,7 @@ from groundup.training.clock import Clock
 from groundup.training.guard import Position
 from groundup.training.learner import Figures, Learner
 from groundup.training.log import Log
+from groundup.training.methods import Methods
 from groundup.training.objective import Batch, Objective, losses_by_row, validate
 from groundup.training.schedules import as_steps, factor
 from groundup.training.settings import TrainingSection, interval
@@ -57,6 +58,12 @@ class Job:
     flops_per_step: float
     held_out: Callable[[], Iterable[Batch]] | None = None
     row_name: Callable[[int], str] = str
+    methods: Methods = field(default_factory=Methods)
+    """What fine-tuning adds."""
+
+    def learner(self, settings: TrainingSection, choices: Choices) -> Learner:
+        """A learner of the network."""
+        return Learner(self.network, self.objective, settings, choices, self.methods, self.steps)
 
 
 @dataclass
@@ -145,10 +152,10 @@ def ready(
     machine.make_deterministic(choices.deterministic, choices.device)
     job.network.train()
     if not choices.compile:
-        return Learner(job.network, job.objective, settings, choices), choices
+        return job.learner(settings, choices), choices
     reporter.advance("compiling", 0)
     try:
-        learner = Learner(job.network, job.objective, settings, choices)
+        learner = job.learner(settings, choices)
         learner.gradients([job.loader.micro_batch(0, 0)[0]], 0)
         learner.forget()
     except Exception as error:  # whatever a compiler may raise; the uncompiled step will tell if it was not that
@@ -161,7 +168,7 @@ def ready(
             choices, compile=False, reasons=choices.reasons | {"compile": f"failed: {reason}"}
         )
         choosing.keep(state, choices)
-        learner = Learner(job.network, job.objective, settings, choices)
+        learner = job.learner(settings, choices)
     return learner, choices
 
 

@@ -97,7 +97,7 @@ def in_this_process(build: Callable[..., Planned], *arguments: Any) -> Measured:
     job, choices = planned.job, planned.choices
     machine.make_deterministic(choices.deterministic, choices.device)
     job.network.train()
-    learner = Learner(job.network, job.objective, planned.settings, choices)
+    learner = job.learner(planned.settings, choices)
     with machine.kept_memory():
         first, _, _ = _timed(lambda: _step(job, learner, 0))
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ pass over each tensor instead of several, which also pays on CPU.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -149,7 +149,7 @@ class Muon(Optimizer):
         rest = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
         found: list[torch.optim.Optimizer] = []
         if weights.hidden:
-            found.append(MuonOptimizer(weights.hidden, precision=precision, **hidden))
+            found.append(MuonOptimizer(by_scale(weights.hidden, weights.scales), precision=precision, **hidden))
         found.append(_torch(torch.optim.AdamW, weights.groups(self.weight_decay, but_hidden=True), device, **rest))
         return found
 
@@ -175,7 +175,10 @@ class Weights:
     the two-dimensional ones of `decayed` outside the output head.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, scales: Mapping[str, float] | None = None) -> None:
+        """`scales` gives, by name, what the learning rate of a weight is multiplied by; 1 for the others."""
+        named = dict(network.named_parameters())
+        self.scales = {id(named[name]): scale for name, scale in (scales or {}).items()}
         trained = [p for p in network.parameters() if p.requires_grad]
         embeddings = _identities(m for m in network.modules() if isinstance(m, nn.Embedding))
         head = getattr(network, "head", None)
@@ -185,18 +188,26 @@ class Weights:
         self.hidden = [p for p in self.decayed if p.ndim == 2 and id(p) not in in_head]
 
     def groups(self, weight_decay: float, *, but_hidden: bool = False) -> list[Group]:
-        """Parameter groups with and without decay; empty ones are left out."""
+        """Parameter groups with and without decay, and by their scale of the rate; empty ones are left out."""
         left_out = {id(p) for p in self.hidden} if but_hidden else set()
         decayed = [p for p in self.decayed if id(p) not in left_out]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": self.plain, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
+        with_decay = [group | {"weight_decay": weight_decay} for group in by_scale(decayed, self.scales)]
+        return with_decay + [group | {"weight_decay": 0.0} for group in by_scale(self.plain, self.scales)]
+
+
+def by_scale(weights: Iterable[nn.Parameter], scales: Mapping[int, float]) -> list[Group]:
+    """Groups of weights with the same scale of the learning rate, told by identity; the fastest first."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for p in weights:
+        found.setdefault(scales.get(id(p), 1.0), []).append(p)
+    return [{"params": found[scale], "lr_scale": scale} for scale in sorted(found, reverse=True)]
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Give every parameter group a learning rate."""
+    """Give every parameter group a learning rate, times the group's own scale."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * float(group.get("lr_scale", 1.0))
 
 
 def state_of(optimizers: list[torch.optim.Optimizer], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
