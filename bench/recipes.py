@@ -29,8 +29,8 @@ _BLOCK = re.compile(rf"^{re.escape(BEGIN)}\n.*?^{re.escape(END)}\n", re.DOTALL |
 
 
 def settings_digest(recipe: Recipe) -> str:
-    """SHA-256 of all that a recipe computes, without the paths of its data."""
-    sections = {name: config.dump(stage.config) for name, stage in recipe.stages.items()}
+    """SHA-256 of all that a recipe chooses, without the paths of its data."""
+    sections = {name: config.chosen(stage.config) for name, stage in recipe.stages.items()}
     for section in sections.values():
         section.pop("source", None)
     return digest_data(sections)

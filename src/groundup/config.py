@@ -38,10 +38,6 @@ class Section(BaseModel):
         populate_by_name=True,
     )
 
-    LATER: ClassVar[frozenset[str]] = frozenset()
-    """Keys added after artefacts were first made. They are dumped only when they are set, so that what was
-    made before they existed stays what the same recipe asks for."""
-
 
 class StageSection(Section):
     """The section of one stage; every stage's `Config` derives from it."""
@@ -188,10 +184,26 @@ def parse(section: type[S], data: Any, path: Path = ()) -> tuple[S | None, list[
 
 def dump(section: BaseModel) -> dict[str, Any]:
     """Plain data that `parse` reads back: defaults filled in, names included, keys as in a recipe."""
-    name = {"name": section.name} if isinstance(section, Named) else {}
-    fields = type(section).model_fields
-    unset = {key for key in getattr(section, "LATER", ()) if getattr(section, key) == fields[key].default}
-    return name | {f.alias or key: _plain(getattr(section, key)) for key, f in fields.items() if key not in unset}
+    return _dumped(section, with_defaults=True)
+
+
+def chosen(section: BaseModel) -> dict[str, Any]:
+    """What a recipe chose: as `dump`, without the keys whose value is the default.
+
+    This is what decides whether a result is still good: a newer groundup that knows more keys computes
+    the same as long as they are not used. A default that changes raises the VERSION of its file.
+    """
+    return _dumped(section, with_defaults=False)
+
+
+def _dumped(section: BaseModel, *, with_defaults: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": section.name} if isinstance(section, Named) else {}
+    for key, info in type(section).model_fields.items():
+        value = getattr(section, key)
+        is_tag = key == "name" and isinstance(value, str)  # of a section in a closed set: never left out
+        if with_defaults or is_tag or (key in section.model_fields_set and value != info.default):
+            found[info.alias or key] = _plain(value, with_defaults=with_defaults)
+    return found
 
 
 def named(folder: str, data: Any) -> Named:
@@ -206,13 +218,13 @@ def named(folder: str, data: Any) -> Named:
     return value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, *, with_defaults: bool) -> Any:
     if isinstance(value, BaseModel):
-        return dump(value)
+        return _dumped(value, with_defaults=with_defaults)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, with_defaults=with_defaults) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, with_defaults=with_defaults) for item in value]
     return value
 
 

@@ -1,6 +1,6 @@
 """What a run would do, before it does it: which stages are fresh, what is wrong, what it will cost.
 
-A stage's key is the digest of its resolved section, its inputs' digests, its sources' digests and the
+A stage's key is the digest of what its section chose, its inputs' digests, its sources' digests and the
 `VERSION` of every file its section names. An artefact in the store with that key is the stage's
 result, so comments, formatting, renamed stages and newer libraries re-run nothing.
 """
@@ -174,9 +174,9 @@ def artifact_at(path: Path, store: Store) -> Artifact:
 
 def key_parts(stage: Stage, inputs: dict[str, Artifact], store: Store) -> dict[str, Any]:
     """Everything a stage's result depends on, as plain data; its digest is the stage's key."""
-    section = config.dump(stage.config)
+    section = config.chosen(stage.config)
     for key in (*inputs, *stage.config.WITHOUT_EFFECT):
-        section.pop(key)
+        section.pop(key, None)
     module = stage.module
     sources = module.sources(stage.config) if hasattr(module, "sources") else []
     return {

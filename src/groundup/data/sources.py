@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Self, cast, get_args
+from typing import IO, Any, Literal, Self, cast, get_args
 
 import zstandard
 from pydantic import Field, field_validator, model_validator
@@ -59,8 +59,6 @@ Value = str | int | float | bool
 
 class Source(Section):
     """Where documents come from, and how a file becomes documents."""
-
-    LATER: ClassVar[frozenset[str]] = frozenset({"rows", "separator", "strip", "values", "add", "distinct_by"})
 
     kind: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned"] = "auto"
     """How to read the files; `auto` goes by the suffix. `json` is a file with one list of rows (see `rows`),

@@ -9,7 +9,7 @@ validation, which is how a model meets the future.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,6 @@ Codes = NDArray[np.int8]
 
 class Split(Section):
     """How documents are divided."""
-
-    LATER: ClassVar[frozenset[str]] = frozenset({"stratify"})
 
     validation: Share = 0.0
     """Share kept aside to watch training."""
