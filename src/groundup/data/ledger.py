@@ -7,6 +7,7 @@ everything, documents that tokenize to nothing. The ledger counts each of these,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from groundup.errors import DataError
@@ -35,7 +36,11 @@ class Ledger:
     padded: int = 0
     """Positions filled with padding."""
     dropped: int = 0
-    """Documents that yield no row at all, because they have no tokens."""
+    """Documents that yield no row at all: they have no tokens, or are left out for their length."""
+    overlong: int = 0
+    """Documents longer than the context: split, cut or left out, as the recipe says."""
+    emptied: int = 0
+    """Documents that had something to learn from until they were cut to the context."""
     unlabelled: tuple[int, ...] = ()
     """The first few documents without any trained label, by index in the split."""
     is_expected: bool = False
@@ -47,7 +52,7 @@ class Ledger:
         about = "about " if self.is_expected else ""
         entries = [
             ("documents", self.documents, 0, "in the split"),
-            ("dropped", self.dropped, self.documents, "documents without a single token"),
+            ("dropped", self.dropped, self.documents, "documents that yield no row"),
             ("tokens", self.tokens, 0, "in all documents, stored special tokens included"),
             ("cropped", self.cropped, self.tokens, "tokens that no row shows"),
             ("rows", self.rows, 0, "an epoch"),
@@ -55,20 +60,31 @@ class Ledger:
             ("masked", self.masked, positions, "positions seen, but predicting nothing"),
             ("padded", self.padded, positions, "positions filled up with padding"),
         ]
+        if self.overlong:
+            entries.append(("overlong", self.overlong, self.documents, "documents longer than the context"))
+        if self.emptied:
+            what = "documents that the context cut everything to learn off; they are left out"
+            entries.append(("emptied", self.emptied, self.documents, what))
         header = ["", "count", "share", "meaning"]
         return [header, *([name, f"{count:,}", _share(count, whole), text] for name, count, whole, text in entries)]
 
-    def require_labels(self, where: str = "") -> None:
-        """Raise DataError, naming documents, if not one label would be trained."""
+    def require_labels(self, where: str = "", *, name_of: Callable[[int], str] | None = None) -> None:
+        """Raise DataError, naming documents, if not one label would be trained.
+
+        `name_of` tells where a document is from; they are named by their place in the split without it.
+        """
         if self.trained > 0:
             return
-        named = ", ".join(map(str, self.unlabelled)) or "none"
+        named = ", ".join(map(name_of or str, self.unlabelled)) or "none"
         more = ", …" if len(self.unlabelled) < self.documents else ""
+        why = f", {self.emptied} of them because the context cuts every answer off" if self.emptied else ""
         raise DataError(
-            f"no trained labels: {self.documents} documents with {self.tokens} tokens leave nothing to predict "
+            f"no trained labels: {self.documents} documents with {self.tokens} tokens leave nothing to predict{why} "
             f"(documents without labels: {named}{more})",
             where=where,
-            fix="these documents are empty or too short: give longer texts, or loosen what `prepare` removes",
+            fix="give a longer context, or shorter texts"
+            if self.emptied
+            else "these documents are empty or too short: give longer texts, or loosen what `prepare` removes",
         )
 
 
