@@ -15,7 +15,7 @@ class Average:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights: dict[str, Tensor] = dict(network.named_parameters())
+        self.weights: dict[str, Tensor] = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.tensors = {name: p.detach().clone() for name, p in self.weights.items()}
 
     @torch.no_grad()
