@@ -92,7 +92,8 @@ def test_transformers_opens_what_was_saved(name: str, head: str, tmp_path: Path)
     network = tiny(name, head).eval()
     batch = batch_for(network)
     pad = network.config.vocab_size - 1  # transformers looks for the last token that is not padding
-    ids = batch["input_ids"].clamp(max=pad - 1)
+    # … and RoBERTa's positions for the first token that is not padding, whose id its config states.
+    ids = batch["input_ids"].clamp(min=getattr(network.config, "pad_id", -1) + 1, max=pad - 1)
     hugging_face.save(tmp_path, network, generation={"pad_token_id": pad})
     published = getattr(transformers, catalog.load("models", name).ARCHITECTURES[head])
     theirs, report = published.from_pretrained(tmp_path, output_loading_info=True)
@@ -150,6 +151,8 @@ VARIANTS = [(name, {}) for name in MODELS] + [
     ("gpt2", {"tie_embeddings": False, "norm_order": "post"}),
     ("gpt2", {"positions": "sinusoidal"}),
     ("bert", {"positions": "sinusoidal", "norm_order": "pre", "token_types": 3}),
+    ("roberta", {"positions": "sinusoidal", "norm_order": "pre", "token_types": 3, "pad_id": 0}),
+    ("distilbert", {"activation": "relu", "d_ff": 40}),
 ]
 
 

@@ -70,8 +70,9 @@ def save(
     if network.head_kind in SCORED and not labels:
         labels = [f"LABEL_{i}" for i in range(network.outputs or 0)]
     described = model.Config.to_hugging_face(network.config, network.head_kind) | _describe_labels(labels, problem)
+    # What the family itself says of an id holds: RoBERTa counts its positions from that of its padding.
     # Readers before transformers 5 look for torch_dtype.
-    _write_json(folder / CONFIG, described | ids | {"dtype": dtype, "torch_dtype": dtype})
+    _write_json(folder / CONFIG, ids | described | {"dtype": dtype, "torch_dtype": dtype})
     _write_json(folder / GENERATION, dict(generation or {}) | ids)
     _write_weights(folder / WEIGHTS, weights)
     for name in TOKENIZER_FILES if tokenizer_folder else ():

@@ -55,7 +55,8 @@ class Head(Protocol):
     """A language head: features, then one linear layer over the vocabulary, so a loss can join in.
 
     Heads of other kinds have no `features`; those that read one vector an example say so by `reads`
-    (see `nn/heads.py`).
+    (see `nn/heads.py`). Modules that are published next to the head instead of within it are its
+    `siblings`: a plain mapping of their names to them.
     """
 
     published: str
@@ -149,6 +150,8 @@ class Network(nn.Module):
         self.head_name = cast(Head, head).published
         self.add_module(self.prefix, backbone)
         self.add_module(self.head_name, head)
+        for name, module in getattr(head, "siblings", {}).items():
+            self.add_module(name, module)
 
     @property
     def backbone(self) -> Backbone:
