@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -25,6 +25,8 @@ from groundup.yaml import WIDE_COLON, Yaml
 
 FORMAT = 1
 NAME = re.compile(r"^[\w][\w-]*$")
+SEED = "@"
+"""Between the name of a stage and the seed of one of its further trainings."""
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 Key = tuple[str | int, ...]
 
@@ -85,7 +87,7 @@ class Recipe:
 
     def at(self, stage: str, *key: str | int) -> str:
         """`file:line (key)` of a key within a stage's section."""
-        return self.source.at(("stages", stage, self.stages[stage].kind, *key))
+        return self.source.at(("stages", stage.partition(SEED)[0], self.stages[stage].kind, *key))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -101,7 +103,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     header = _header(source, data, problems)
     seed = header.seed if header else 0
     written = data.get("stages") or {}
-    stages = _stages(source, written, seed, problems)
+    stages = _each_seed(_stages(source, written, seed, problems))
     _check_references(source, written, problems)
     ordered = _in_order(source, stages, problems)
     if problems:
@@ -170,6 +172,31 @@ def _references(module: ModuleType, section: StageSection) -> dict[str, Referenc
         value = getattr(section, key)
         if (info.alias or key) in module.READS and value is not None:
             found[info.alias or key] = reference(str(value))
+    return found
+
+
+def _each_seed(stages: dict[str, Stage]) -> dict[str, Stage]:
+    """The stages, with one more for each further seed of a stage that has several: `model@8` beside `model`.
+
+    Whoever reads the stage gets the first; a stage that can measure several together gets all of them.
+    """
+    found: dict[str, Stage] = {}
+    others: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        seeds = getattr(stage.config, "seeds", None)
+        if not seeds:
+            found[name] = stage
+            continue
+        for place, seed in enumerate(seeds):
+            own = f"{name}{SEED}{seed}" if place else name
+            found[own] = replace(stage, name=own, config=stage.config.model_copy(update={"seed": seed, "seeds": None}))
+            others.setdefault(name, []).extend([own] if place else [])
+    for name, stage in found.items():
+        for key in getattr(stage.module, "ALL_SEEDS", ()):
+            target = stage.inputs.get(key)
+            more = others.get(target.stage or "", ()) if target else ()
+            inputs = {f"{key}{SEED}{one.partition(SEED)[2]}": Reference(one, None, None) for one in more}
+            found[name] = replace(found[name], inputs=found[name].inputs | inputs)
     return found
 
 

@@ -152,6 +152,9 @@ class LabelledTrainingSection(TrainingSection):
     """Optimizer steps, instead of `epochs`."""
     max_length: PositiveCount | None = None
     """The longest example in tokens, special ones included; the model's context, but at most 512, unless given."""
+    seeds: list[int] | None = None
+    """Train once with each of these seeds instead of the recipe's one. What reads this stage gets the first;
+    `evaluate` measures all and reports mean and spread."""
     packing: bool | Literal["auto"] = "auto"
     """Whether the examples of a batch lie end to end without padding, each seeing only itself. If not, they are
     padded. Either way the loss is the same. auto: wherever the model can."""
