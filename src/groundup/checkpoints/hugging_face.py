@@ -62,7 +62,9 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = catalog.load("models", network.config.name)
-    weights = _as_published(model, network.state_dict())
+    # What a task keeps beside a head, such as a chain of tags, it writes itself: readers would not know it.
+    weights = {name: tensor for name, tensor in network.state_dict().items() if ".beside." not in name}
+    weights = _as_published(model, weights)
     if network.head_kind == BARE:
         weights = {name.removeprefix(f"{model.PREFIX}."): tensor for name, tensor in weights.items()}
     ids = {key: (generation or {}).get(key) for key in SPECIAL_IDS}

@@ -16,7 +16,7 @@ from torch import Tensor
 from groundup.data.loader import Batch, stack
 from groundup.data.packing import Row
 
-TOKENS = ("input_ids", "token_type_ids", "labels", "weights")
+TOKENS = ("input_ids", "token_type_ids", "labels", "weights", "marks")
 """The keys of a row with one value a token, wherever they occur; all others are per example."""
 
 
