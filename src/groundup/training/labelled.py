@@ -19,6 +19,8 @@ from groundup.data.loader import Batch, Int64s, Loader
 from groundup.nn.network import Network
 from groundup.training.assembly import Assembly, Material
 from groundup.training.choices import Choices
+from groundup.training.loop import Job
+from groundup.training.methods import Methods
 from groundup.training.objective import Objective
 from groundup.training.settings import LabelledTrainingSection
 
@@ -104,6 +106,10 @@ class LabelledAssembly(Assembly):
             scores=scores if watched else None,
             watched=watched,
         )
+
+    def job(self) -> Job:
+        """All that the loop works on, the methods of fine-tuning included."""
+        return dataclasses.replace(super().job(), methods=Methods(self.config.layers, self.config.regulariser))
 
     def settle(self) -> Choices:
         """Make the automatic choices that need the network, by measuring, and keep them."""

@@ -12,8 +12,10 @@ from pydantic import AfterValidator, Field, SerializeAsAny, WithJsonSchema, mode
 from groundup.config import FromFolder, Named, Section, StageSection
 from groundup.nn.products import Matmul
 from groundup.training.arithmetic import Precision
+from groundup.training.freezing import Layers
 from groundup.training.log import SinkName
 from groundup.training.optimizers import AdamW, Amount, AnyOptimizer, Fraction
+from groundup.training.regularisers import AnyRegulariser
 from groundup.training.schedules import AnySchedule, Cosine, Linear, as_steps
 from groundup.units import SECONDS, PositiveCount, StepsOrShare, parse_count, parse_duration
 
@@ -160,6 +162,10 @@ class LabelledTrainingSection(TrainingSection):
     padded. Either way the loss is the same. auto: wherever the model can."""
     adapter: Annotated[SerializeAsAny[Named], FromFolder("adapters")] | None = None
     """A small change trained beside frozen weights, by name: lora, dora. All weights are trained unless given."""
+    layers: Layers = Layers()
+    """How layers differ in what they learn: frozen ones, rates that fall with depth, gradual unfreezing."""
+    regulariser: AnyRegulariser | None = None
+    """What is added to the loss against overfitting, by name: r_drop, fgm, pgd."""
 
     @model_validator(mode="before")
     @classmethod
