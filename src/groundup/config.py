@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
@@ -225,7 +226,7 @@ def _plain(value: Any, *, with_defaults: bool) -> Any:
         return {str(key): _plain(item, with_defaults=with_defaults) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, with_defaults=with_defaults) for item in value]
-    return value
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _fields(section: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
