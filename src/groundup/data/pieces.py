@@ -24,9 +24,10 @@ each, how many tokens were cut off and how many there were to train before."""
 class Pieces:
     """Rows for predicting the next token of each piece: T inputs and labels from T + 1 tokens."""
 
-    def __init__(self, shards: Columns, *, context: int) -> None:
-        """Raises DataError, naming documents, if nothing is trained."""
-        self.context = context
+    def __init__(self, shards: Columns, *, per_document: int = 1) -> None:
+        """`per_document` is how many pieces a document has that is not cut. Raises DataError, naming documents, if
+        nothing is trained."""
+        self._per_document = per_document
         self._ids = shards.column("input_ids")[0]
         self._trained = shards.column(TRAINED)[0]
         sizes, offsets = shards.column(PIECES)
@@ -68,8 +69,9 @@ class Pieces:
     def ledger(self) -> Ledger:
         """Exact counts."""
         trained = self._labels_by_row()
-        per_document = np.bincount(self._owners, weights=trained, minlength=self._documents)
-        without = np.flatnonzero(per_document == 0)
+        pieces = np.bincount(self._owners, minlength=self._documents)
+        labels = np.bincount(self._owners, weights=trained, minlength=self._documents)
+        without = np.flatnonzero(labels == 0)
         return Ledger(
             documents=self._documents,
             rows=len(self),
@@ -77,9 +79,9 @@ class Pieces:
             trained=int(trained.sum()),
             masked=int(self.lengths.sum() - trained.sum()),
             cropped=int(self._cut.sum()),
-            dropped=int((np.bincount(self._owners, minlength=self._documents) == 0).sum()),
-            overlong=int(((np.bincount(self._owners, minlength=self._documents) > 1) | (self._cut > 0)).sum()),
-            emptied=int(((per_document == 0) & (self._answers > 0)).sum()),
+            dropped=int((pieces == 0).sum()),
+            overlong=int(((pieces > self._per_document) | (self._cut > 0)).sum()),
+            emptied=int(((labels == 0) & (self._answers > 0)).sum()),
             unlabelled=tuple(int(i) for i in without[:NAMED_DOCUMENTS]),
         )
 

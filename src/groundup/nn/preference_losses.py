@@ -13,7 +13,6 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -155,15 +154,3 @@ def _by_sequence(outputs: Outputs, index_M: Tensor, values_M: Tensor) -> Tensor:
     start_E, _ = outputs.places
     owner_M = torch.searchsorted(start_E, index_M, right=True) - 1
     return values_M.new_zeros(len(start_E)).index_add(0, owner_M, values_M)
-
-
-LOSSES: Mapping[str, str] = {
-    "dpo": "Rafailov et al. 2023",
-    "ipo": "Azar et al. 2023",
-    "orpo": "Hong et al. 2024",
-    "simpo": "Meng et al. 2024",
-    "kto": "Ethayarajh et al. 2024",
-}
-"""The losses by name, and where each is from."""
-REFERENCED = ("dpo", "ipo", "kto")
-"""Those that need log-probabilities under the model that training began from."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -134,17 +135,20 @@ class Task:
         lost = sum(part.lost for part in parts) if parts else len(whole.ids)
         return columns(kept, cut=lost, answers=sum(whole.trained))
 
-    def part(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> Part:
-        """The ids of a rendered chat, and which of them are trained.
+    def part(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, *, after: int = 0) -> Part:
+        """The ids of a rendered chat, and which of them are trained: nothing before message `after`, counted from 0.
 
         Where the template leaves the last answer open, the end-of-text token closes it and is learned.
         """
         rendered = self.prompt.render(messages, tools, mark_turns=self.config.train_on != "all")
+        rendered = replace(rendered, turns=tuple(turn for turn in rendered.turns if turn.message >= after))
         ids, trained = list(rendered.ids), self._trained(rendered)
         is_open = bool(rendered.turns) and not rendered.turns[-1].is_closed
         if is_open and rendered.turns[-1].stop == len(ids) and self.tokenizer.eos_id is not None:
             return Part([*ids, self.tokenizer.eos_id], [*trained, True])
-        return Part(ids, trained)
+        # What follows the last trained token (a line break, as a rule) would be computed for nothing.
+        stop = max((place for place, flag in enumerate(trained, start=1) if flag), default=len(ids))
+        return Part(ids[:stop], trained[:stop])
 
     def _trained(self, rendered: Rendered) -> list[bool]:
         if self.config.train_on == "all":
@@ -161,7 +165,7 @@ class Task:
         if self.config.overlong == "drop":
             return []
         if self.config.overlong == "truncate":
-            return [self._cut(whole)]
+            return [self.cut(whole)]
         opening, rounds = _rounds(chat.messages)
         if self.config.train_on == "last":
             part = self._latest(opening, rounds, chat.tools)
@@ -181,7 +185,7 @@ class Task:
             parts += [fitting] if fitting is not None else []
             alone = self.part([*opening, *one], tools) if held else tried
             held, fitting = (one, alone) if self._fits(alone) else ([], None)
-            parts += [] if fitting is not None else [self._cut(alone)]
+            parts += [] if fitting is not None else [self.cut(alone)]
         return [*parts, fitting] if fitting is not None else parts
 
     def _latest(self, opening: list[Message], rounds: list[list[Message]], tools: Any) -> Part:
@@ -190,12 +194,13 @@ class Task:
             tried = self.part([*opening, *(message for one in rounds[first:] for message in one)], tools)
             if self._fits(tried):
                 return tried
-        return self._cut(self.part([*opening, *rounds[-1]], tools))
+        return self.cut(self.part([*opening, *rounds[-1]], tools))
 
     def _fits(self, part: Part) -> bool:
         return len(part.ids) <= self.context + 1
 
-    def _cut(self, part: Part) -> Part:
+    def cut(self, part: Part) -> Part:
+        """The part cut at its end to what fits."""
         most = self.context + 1
         return Part(part.ids[:most], part.trained[:most], len(part.ids) - most)
 
@@ -204,7 +209,7 @@ class Task:
 
         `seed` changes nothing: rows are the same in every epoch.
         """
-        return Pieces(shards, context=self.context)
+        return Pieces(shards)
 
     def collate(self, rows: Sequence[Row], *, flat: bool = False) -> dict[str, Tensor]:
         """Rows as one batch; see the module for its keys."""
@@ -248,11 +253,11 @@ class Task:
 
     def truth(self, example: Mapping[str, Any]) -> str:
         """What the assistant says in the last turn. Raises DataError for a row that is no chat."""
-        return _said(conversation(example).messages, "assistant")
+        return said(conversation(example).messages, "assistant")
 
     def shown(self, example: Mapping[str, Any]) -> str:
         """The last question."""
-        return _said(conversation(example).messages, "user")
+        return said(conversation(example).messages, "user")
 
     def render(self, row: Row) -> str:
         """The chat as rich markup: trained tokens highlighted, those that are only read dim."""
@@ -266,7 +271,8 @@ class Task:
         return markup(self.tokenizer, pieces)
 
 
-def _said(messages: Sequence[Message], role: str) -> str:
+def said(messages: Sequence[Message], role: str) -> str:
+    """What a role says last."""
     found = next((message for message in reversed(messages) if message["role"] == role), {})
     return str(found.get("content") or found.get("tool_calls") or "")
 
