@@ -19,7 +19,8 @@ from groundup.nn.network import Network, create
 from groundup.nn.quantised import QUANTISED, Bits, frozen_product, normal_float_levels
 
 ADAPTERS = catalog.names("adapters")
-LANGUAGE = {"gpt": "language", "gpt2": "language", "bert": "masked_language"}
+LANGUAGE = {name: next(iter(catalog.load("models", name).HEADS)) for name in catalog.names("models")}
+"""Every model with a head over its vocabulary."""
 IDS = torch.arange(24).reshape(2, 12) % 61
 
 
@@ -214,6 +215,8 @@ def test_the_same_seed_draws_the_same_adapter() -> None:
     [
         ("bert", "sequence", {"classifier", "bert.pooler"}),
         ("bert", "span", {"qa_outputs"}),
+        ("roberta", "sequence", {"classifier", "classifier.out_proj"}),
+        ("distilbert", "sequence", {"classifier", "pre_classifier"}),
         ("gpt", "tokens", {"score"}),
         ("gpt2", "embedding", set()),
     ],

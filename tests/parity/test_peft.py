@@ -22,7 +22,7 @@ from groundup.errors import ArtifactError, UserError
 from groundup.nn import token_tables
 from groundup.nn.network import Network, create
 
-IDS = torch.arange(22).reshape(2, 11) % 61
+IDS = torch.arange(22).reshape(2, 11) + 5  # none of them padding
 CLASSES: dict[tuple[str, str], Any] = {
     ("gpt", "language"): transformers.LlamaForCausalLM,
     ("gpt", "sequence"): transformers.LlamaForSequenceClassification,
@@ -32,6 +32,8 @@ CLASSES: dict[tuple[str, str], Any] = {
     ("bert", "sequence"): transformers.BertForSequenceClassification,
     ("bert", "span"): transformers.BertForQuestionAnswering,
     ("bert", "embedding"): transformers.BertModel,
+    ("roberta", "sequence"): transformers.RobertaForSequenceClassification,
+    ("distilbert", "sequence"): transformers.DistilBertForSequenceClassification,
 }
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "lora"},
@@ -111,7 +113,8 @@ def merged(network: Network) -> Network:
 @pytest.mark.parametrize(("name", "kind", "method"), CASES)
 def test_we_open_what_peft_writes(name: str, kind: str, method: str, tmp_path: Path) -> None:
     folder = base(tmp_path / "base", name, kind)
-    targets = {"gpt": ["q_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"], "bert": ["query", "value"]}[name]
+    by_family = {"gpt": ["q_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"], "distilbert": ["q_lin", "ffn.lin1"]}
+    targets = by_family.get(name, ["query", "value"])
     config = peft.LoraConfig(
         r=4, lora_alpha=12, target_modules=targets, use_dora=method == "dora", use_rslora=method == "rslora",
         fan_in_fan_out=name == "gpt2", rank_pattern={targets[0]: 2}, alpha_pattern={rf"{targets[1]}": 5},
@@ -124,6 +127,24 @@ def test_we_open_what_peft_writes(name: str, kind: str, method: str, tmp_path: P
     assert torch.allclose(ours(network), theirs(model), atol=1e-5)
     save_adapter(tmp_path / "ours", network, base=folder)
     assert torch.allclose(theirs(opened(CLASSES[name, kind], folder, tmp_path / "ours")), theirs(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_those_of_peft(method: str, tmp_path: Path) -> None:
+    folder = base(tmp_path / "base")
+    network = adapted(folder, **METHODS[method])
+    save_adapter(tmp_path / "adapter", network, base=folder)
+    model = peft.PeftModel.from_pretrained(
+        CLASSES["gpt", "language"].from_pretrained(folder), tmp_path / "adapter", is_trainable=True
+    )
+    torch.as_tensor(network({"input_ids": IDS}).logits).square().mean().backward()  # type: ignore[no-untyped-call]
+    model(input_ids=IDS).logits.square().mean().backward()
+    wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+    assert len(found) == len(wanted) > 0
+    for name, grad in wanted.items():
+        ours_ = name.removeprefix("base_model.model.").replace(".default", "").removesuffix(".weight")
+        assert torch.allclose(found[ours_], grad, rtol=1e-4, atol=1e-5), name
 
 
 @pytest.mark.parametrize("tie", [True, False])

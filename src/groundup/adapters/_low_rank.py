@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from groundup.config import Named
 from groundup.errors import StageFailed, UserError, nearest
 from groundup.nn import token_tables
-from groundup.nn.adapted import AdaptedLinear, Adaptation, adapted_layers
+from groundup.nn.adapted import Adaptation, AdaptedLinear, adapted_layers
 from groundup.nn.network import Network
 from groundup.units import PositiveCount
 
@@ -200,7 +200,8 @@ def _whole_modules(network: Network, config: LowRank, *, new_tokens: bool) -> li
     elif not hasattr(network.head, "features"):
         # Heads over a vocabulary come with the checkpoint; the others begin at random.
         poolers = [name for name, _ in network.named_modules() if _ends_with(name, POOLER)]
-        found = [network.head_name, *(name for name in poolers if not name.startswith(f"{network.head_name}."))]
+        beside = [network.head_name, *getattr(network.head, "siblings", {})]
+        found = beside + [name for name in poolers if name.partition(".")[0] not in beside]
     if new_tokens:
         found += [name for name in _token_modules(network) if name not in found]
     return [name for name in found if any(True for _ in network.get_submodule(name).parameters())]

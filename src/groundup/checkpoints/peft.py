@@ -184,7 +184,7 @@ def _config(
             dropout=given.get("lora_dropout") or 0.0,
             targets=list(ranks),
             rank_stabilised=bool(given.get("use_rslora")),
-            modules_to_save=sorted({name.rpartition(".")[0] for name in whole}),
+            modules_to_save=sorted({_whole_module(given, name) for name in whole}),
             ranks={name: rank for name, rank in ranks.items() if rank != given["r"]},
             alphas={name: alpha for name, alpha in alphas.items() if alpha != given["lora_alpha"]},
         )
@@ -193,6 +193,14 @@ def _config(
         raise ArtifactError(
             f"its options do not make an adapter ({error})", where=str(folder / CONFIG), fix=fix
         ) from error
+
+
+def _whole_module(given: Mapping[str, Any], weight: str) -> str:
+    """The module that a weight was saved with: the outermost that PEFT's option names, or its own."""
+    ends = tuple(given.get("modules_to_save") or ())
+    parts = weight.split(".")[:-1]
+    outwards = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return next((name for name in outwards if name.endswith(ends)), outwards[-1])
 
 
 def _by_pattern(patterns: Mapping[str, float], name: str, otherwise: float) -> float:
