@@ -89,8 +89,10 @@ def run(config: LabelledTrainingSection, inputs: Mapping[str, Input], out: Draft
     task, plain = tasks_of(section, start, context_of(config, start))
     key = task.encoding | {"tokenizer": start.tokenizer_digest}
 
-    def encoded(split: str) -> Shards:
+    def encoded(split: str, corpus: Corpus = corpus) -> Shards:
         return open_or_build(out.store, corpus, split, key, task.encode, out.reporter, usable_cores())
+
+    more = inputs.get("more")
 
     has_validation = "validation" in corpus.splits and corpus.rows("validation") > 0 and split != "validation"
     material = Material(
@@ -98,6 +100,7 @@ def run(config: LabelledTrainingSection, inputs: Mapping[str, Input], out: Draft
         encoded(split),
         encoded("validation") if has_validation else None,
         name_of=lambda index: str(corpus.document(split, index)["source"]),
+        more=encoded(more.part or "train", Corpus(more.artifact)) if more else None,
     )
 
     def build(choices: Choices) -> Assembly:
@@ -154,7 +157,7 @@ def _write(
         out.folder,
         network,
         generation=_generation(task, start),
-        labels=task.labels,
+        labels=getattr(task, "labels", ()),
         problem=getattr(task, "problem", None),
     )
     task.tokenizer.save(out.folder, model_max_length=assembly.row_tokens)
@@ -174,7 +177,8 @@ def _write(
 def _generation(task: Any, start: Start) -> dict[str, Any]:
     """generation_config.json of the base, with the ids of the tokenizer that is written beside it."""
     ids = {f"{name}_token_id": getattr(task.tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    return start.generation | {name: i for name, i in ids.items() if i is not None and name not in start.generation}
+    own = {name: i for name, i in ids.items() if i is not None and name not in start.generation}
+    return start.generation | own | dict(getattr(task, "generation", {}))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from groundup.text.tokenizers import Tokenizer
 from groundup.training.measure import Measured, Planned, measure
 from groundup.training.settings import LabelledTrainingSection
 
-READS = {"data": "corpus", "from": "model"}
+READS = {"data": "corpus", "more": "corpus", "from": "model"}
 WRITES = "model"
 VERSION = 1
 
@@ -29,6 +29,8 @@ class Config(LabelledTrainingSection):
 
     data: str
     """The rows to learn from: a `prepare` stage. Its train split, unless another is named."""
+    more: str | None = None
+    """Further rows to mix in: rows that a model labelled (`label`), or old ones that are not to be forgotten."""
     from_: str = Field(alias="from")
     """The weights to start from: a stage, an artefact, a Hugging Face model directory or a GGUF file."""
 
@@ -46,7 +48,11 @@ def _start(config: Config, base: Artifact) -> Start:
         tokenizer_digest=_labelled.tokenizer_digest(base),
         context=hugging_face.read_model(base.path)[1].context,
         network=lambda task: hugging_face.load(
-            base.path, task.head, labels=task.labels or None, outputs=task.outputs, seed=config.seed
+            base.path,
+            task.head,
+            labels=getattr(task, "labels", None) or None,
+            outputs=getattr(task, "outputs", None),
+            seed=config.seed,
         ),
         generation=hugging_face.read_generation(base.path),
         base=base,

@@ -20,7 +20,7 @@ from groundup.text.tokenizers import Tokenizer
 from groundup.training.measure import Measured, Planned, measure
 from groundup.training.settings import LabelledTrainingSection
 
-READS = {"data": "corpus", "tokenizer": "tokenizer"}
+READS = {"data": "corpus", "more": "corpus", "tokenizer": "tokenizer"}
 WRITES = "model"
 VERSION = 1
 RATE = 5e-4
@@ -32,6 +32,8 @@ class Config(LabelledTrainingSection):
 
     data: str
     """The rows to learn from: a `prepare` stage. Its train split, unless another is named."""
+    more: str | None = None
+    """Further rows to mix in: rows that a model labelled (`label`), or old ones that are not to be forgotten."""
     tokenizer: str
     """What cuts the text: a `tokenize` stage."""
     model: Annotated[SerializeAsAny[Named], FromFolder("models")]

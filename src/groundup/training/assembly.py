@@ -35,6 +35,8 @@ class Material:
     vocab_size: int | None = None
     name_of: Callable[[int], str] | None = None
     """Where a training document is from, by its place in the split."""
+    more: Columns | None = None
+    """Further rows that are mixed in: see `data/mixing.py`."""
 
 
 def make_task(config: ModelTrainingSection, tokenizer: Any, *, label_smoothing: bool = True) -> Any:
@@ -132,10 +134,15 @@ class Assembly:
         if self.material.held_out is None:
             return None
         size = -(-self.batch_rows // self.choices.micro_batches)
-        rows = self.task.rows(self.material.held_out, self.config.seed, held_out=True)
+        rows = self.held_out_rows()
         loader = Loader(rows, self.collate, self.config.seed, min(size, len(rows)))
         most = validation_rows(self.config, self.steps, self.batch_rows)
         return lambda: (batch for batch, _ in loader.sweep(most))
+
+    def held_out_rows(self) -> Rows:
+        """The validation rows."""
+        rows: Rows = self.task.rows(self.material.held_out, self.config.seed, held_out=True)
+        return rows
 
     def job(self) -> Job:
         """All that the loop works on."""

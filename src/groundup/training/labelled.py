@@ -16,6 +16,8 @@ from torch import nn
 
 from groundup.data.examples import waste
 from groundup.data.loader import Batch, Int64s, Loader
+from groundup.data.mixing import Mixed
+from groundup.data.packing import Rows
 from groundup.nn.network import Network
 from groundup.training.assembly import Assembly, Material
 from groundup.training.choices import Choices
@@ -49,14 +51,27 @@ class LabelledAssembly(Assembly):
         self.is_pretrained = is_pretrained
         self.batch_rows = config.batch_rows
         self.row_tokens = task.context
-        self.collate = partial(task.collate, flat=self.is_flat)
+        self.has_examples = hasattr(task, "outputs")
+        self.collate = partial(task.collate, flat=True) if self.is_flat else task.collate
 
     @property
     def is_flat(self) -> bool:
         """Whether examples lie end to end. A device whose attention has no such kernels pads."""
+        if not self.has_examples:
+            return False  # rows of documents are full already
         if self.config.packing == "auto":
             return self.choices.device in ("cpu", "cuda")
         return bool(self.config.packing)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Training rows, with those that are mixed in. Raises DataError if they train nothing."""
+        rows: Rows = self.task.rows(self.material.train, self.config.seed)
+        if self.material.more is not None:
+            more = self.task.rows(self.material.more, self.config.seed)
+            rows = Mixed(rows, more, share=self.config.more_share, seed=self.config.seed)
+        rows.ledger().require_labels("data", name_of=self.material.name_of)
+        return rows
 
     @cached_property
     def network(self) -> Network:
@@ -68,8 +83,8 @@ class LabelledAssembly(Assembly):
     @cached_property
     def lengths(self) -> Int64s:
         """Tokens of each training row."""
-        found: Int64s = self.rows.lengths  # type: ignore[attr-defined]
-        return found
+        found: Int64s | None = getattr(self.rows, "lengths", None)
+        return np.full(len(self.rows), self.row_tokens) if found is None else found
 
     @property
     def longest(self) -> int:
@@ -97,7 +112,7 @@ class LabelledAssembly(Assembly):
     @cached_property
     def objective(self) -> Objective:
         """The task's losses; held-out rows without label smoothing, with the task's scores beside."""
-        scores = getattr(self.task, "scores", None)
+        scores = getattr(self.task, "scores", None) if self.has_examples else None
         watched = {name: m for name, m in self.task.metrics.items() if name != "loss"} if scores else {}
         return Objective(
             loss=self.task.loss,
@@ -109,13 +124,30 @@ class LabelledAssembly(Assembly):
 
     def job(self) -> Job:
         """All that the loop works on, the methods of fine-tuning included."""
+        if getattr(self.task, "needs_reference", False):
+            self._refer(self.rows)
         return dataclasses.replace(super().job(), methods=Methods(self.config.layers, self.config.regulariser))
+
+    def held_out_rows(self) -> Rows:
+        """The validation rows."""
+        rows = super().held_out_rows()
+        if getattr(self.task, "needs_reference", False):
+            self._refer(rows)
+        return rows
+
+    def _refer(self, rows: Any) -> None:
+        """Tell rows what the network says of them before it learns; a resumed run begins with the same network."""
+        if rows.reference is None:
+            with self.choices.arithmetic.on():
+                rows.reference = self.task.prepare(self.network, rows, batch_rows=self.batch_rows, flat=self.is_flat)
 
     def settle(self) -> Choices:
         """Make the automatic choices that need the network, by measuring, and keep them."""
         wanted = self.config
         if wanted.compile == "auto":
             self.config = wanted.model_copy(update={"compile": False})
+        if getattr(self.task, "needs_whole_batch", False):
+            self.config = self.config.model_copy(update={"micro_batch_rows": self.batch_rows})
         choices = super().settle()
         self.config = wanted
         if wanted.compile == "auto":
@@ -126,12 +158,15 @@ class LabelledAssembly(Assembly):
     def row_name(self, index: int) -> str:
         """A row in words: where it is from and how it begins."""
         begins = super().row_name(index).partition("(")[2].removesuffix(")")
-        if self.material.name_of is None:
+        is_other = isinstance(self.rows, Mixed) and self.rows.is_second(index)
+        if self.material.name_of is None or is_other or not self.has_examples:
             return f"row {index} ({begins})"
         return f"{self.material.name_of(self.rows.document_of(index))} ({begins})"  # type: ignore[attr-defined]
 
     def padding(self) -> str:
         """What share of positions is padding, in words."""
+        if not self.has_examples:
+            return "none: every row is full"
         shares = waste(self.lengths, self.batch_rows, self.choices.micro_batches)
         if self.is_flat:
             return f"none: examples lie end to end (random batches would be {shares['random']:.0%} padding)"

@@ -154,7 +154,9 @@ class LabelledTrainingSection(TrainingSection):
     """Optimizer steps, instead of `epochs`."""
     max_length: PositiveCount | None = None
     """The longest example in tokens, special ones included; the model's context, but at most 512, unless given."""
-    seeds: list[int] | None = None
+    more_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With `more`: the share of the rows of an epoch that are taken from it; all of its rows unless given."""
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
     """Train once with each of these seeds instead of the recipe's one. What reads this stage gets the first;
     `evaluate` measures all and reports mean and spread."""
     packing: bool | Literal["auto"] = "auto"
