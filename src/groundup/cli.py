@@ -158,22 +158,26 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    chat: Annotated[str | None, typer.Option(help="Ask a chat model: a question, or a JSON list of messages.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt with a model, streaming whole characters."""
+    """Continue a prompt with a model, or answer in a chat, streaming whole characters."""
+    from groundup.errors import UserError
     from groundup.generation import load
     from groundup.serving.sampler import sampling
 
+    if chat is not None and prompt:
+        raise UserError("both a prompt and --chat are given", fix="give one text to continue, or one chat to answer")
     text = sys.stdin.read() if prompt == "-" else prompt
     values = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
     filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     settings = sampling(values | filters)
     loaded = load(model)
     if as_json:
-        _print_json(loaded.complete(text, settings).as_data())
+        _print_json((loaded.complete(text, settings) if chat is None else loaded.reply(chat, settings)).as_data())
         return
     print(text, end="", flush=True)
-    for piece in loaded.stream(text, settings):
+    for piece in loaded.stream(text, settings) if chat is None else loaded.stream_reply(chat, settings):
         print(piece, end="", flush=True)
     print()
 

@@ -1,13 +1,14 @@
 """Using a trained model from Python: `groundup.load("runs/quickstart/base").generate("Once upon")`.
 
 A model is opened from `runs/RECIPE/STAGE`, from the store, or from any Hugging Face directory of a
-known family. Causal models continue texts; masked ones fill their gaps.
+known family. Causal models continue texts, and chat where they have a template; masked ones fill gaps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from groundup.artifact import MANIFEST, open_artifact
 from groundup.errors import ArtifactError, UserError
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
+from groundup.serving.chatting import Messages, answering
 from groundup.serving.decoding import Continuation, Generation
 from groundup.serving.filling import Filled, fill_masks
 from groundup.serving.sampler import Sampling, sampling
 from groundup.serving.start import Beginning, beginning
+from groundup.text.prompt import Prompt
 from groundup.text.tokenizers import Tokenizer
 
 
@@ -51,14 +54,46 @@ class Model:
         `groundup.serving.sampler.Sampling` for each setting. Raises UserError for a prompt that is no
         text or does not fit the context, and for a model that does not continue texts.
         """
-        values: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
-        values |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "stop": stop, "seed": seed}
+        values: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+        values |= {"top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "stop": stop, "seed": seed}
         return self.complete(prompt, sampling(values)).text
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_p: float | None = None,
+        stop: str | tuple[str, ...] = (),
+        seed: int = 0,
+    ) -> str:
+        """The assistant's next turn in a chat: a list of messages, or the question that begins one.
+
+        `model.chat("Hi")` is `model.chat([{"role": "user", "content": "Hi"}])`; `tools` are JSON schemas of
+        functions that may be called. For more settings see `reply`. Raises UserError for a model without
+        a chat template, for messages that its template refuses, and what `generate` raises.
+        """
+        values: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        return self.reply(messages, sampling(values | {"stop": stop, "seed": seed}), tools=tools).text
+
+    def reply(
+        self, messages: Messages, settings: Sampling | None = None, *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Generation:
+        """The assistant's next turn with its tokens and the reason it ended; see `chat`."""
+        return answering(self.runtime, self.prompt, messages, settings or Sampling(), tools=tools).finish()
+
+    def stream_reply(
+        self, messages: Messages, settings: Sampling | None = None, *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Iterator[str]:
+        """The assistant's next turn piece by piece as it is made, in whole characters."""
+        return iter(answering(self.runtime, self.prompt, messages, settings or Sampling(), tools=tools))
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """The renderer of chats. Raises UserError for a model whose tokenizer has no chat template."""
+        return Prompt(self.tokenizer)
 
     def complete(self, prompt: str, settings: Sampling | None = None) -> Generation:
         """The continuation with its tokens, the reason it ended, and log-probabilities if asked for."""

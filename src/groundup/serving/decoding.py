@@ -64,17 +64,27 @@ class Continuation:
     """A text being continued. Iterate for its pieces; afterwards `result` is the whole of it.
 
     start_ids are the tokens a text begins with (start or end-of-text token), put before the prompt.
-    Raises UserError for a model that does not continue texts, for a prompt that is no text, and for
-    one that does not fit the model's context.
+    prompt_ids, where they are given, are the whole prompt (a rendered chat), and `prompt` is only what it
+    reads like. stop_ids end the text beside those that the tokenizer names. Raises UserError for a model
+    that does not continue texts, for a prompt that is no text, and for one that does not fit the context.
     """
 
     def __init__(
-        self, runtime: Runtime, tokenizer: Tokenizer, prompt: str, settings: Sampling, *, start_ids: Sequence[int] = ()
+        self,
+        runtime: Runtime,
+        tokenizer: Tokenizer,
+        prompt: str,
+        settings: Sampling,
+        *,
+        start_ids: Sequence[int] = (),
+        prompt_ids: Sequence[int] | None = None,
+        stop_ids: Sequence[int] = (),
     ) -> None:
         _require_causal(runtime)
         require_text(prompt)
         self.runtime, self.tokenizer, self.prompt, self.settings = runtime, tokenizer, prompt, settings
-        self.prompt_ids = [*start_ids, *tokenizer.encode(prompt)]
+        self.prompt_ids = [*start_ids, *(tokenizer.encode(prompt) if prompt_ids is None else prompt_ids)]
+        self.stop_ids = frozenset((*tokenizer.stop_ids, *stop_ids))
         _require_fit(self.prompt_ids, runtime.max_tokens)
         self.choices: list[Choice] = []
         """What has been chosen so far."""
@@ -104,7 +114,7 @@ class Continuation:
         decoder = self._primed_decoder()
         for choice in self._tokens():
             self.choices.append(choice)
-            if choice.id in self.tokenizer.stop_ids:
+            if choice.id in self.stop_ids:
                 break
             shown = stops.push(decoder.push(choice.id))
             if shown:
@@ -143,7 +153,7 @@ class Continuation:
     def _ending(self, stop: str | None) -> tuple[Reason, str]:
         if stop is not None:
             return "stop", f"the stop string {stop!r}"
-        if self.choices and self.choices[-1].id in self.tokenizer.stop_ids:
+        if self.choices and self.choices[-1].id in self.stop_ids:
             return "stop", "the model ended the text"
         return self._limit()
 

@@ -67,12 +67,14 @@ def probe(draw: Draw, tokens: Sequence[str]) -> Frame:
     common = _common(asked, unasked)
     # Where the two part inside a token, the header begins with that token.
     cut = next((m.start() for m in known.finditer(asked) if m.start() < common < m.end()), common)
-    ends = [found[0] for part in (middle, tail) if (found := known.search(part))]
+    closing = [known.search(part) for part in (middle, tail)]
+    # What is written after an answer whether another message follows or not, before any token, ends turns by itself.
+    shared = middle[: min(_common(middle, tail), closing[0].start() if closing[0] else len(middle))].rstrip()
     frame = text[:a] + text[a + len(PROBE[0]) : b] + middle
     return Frame(
         header=asked[cut:],
-        closers=tuple(dict.fromkeys(ends)),
-        plain_close="" if ends else middle[: _common(middle, tail)].rstrip(),
+        closers=() if shared.strip() else tuple(dict.fromkeys(found[0] for found in closing if found)),
+        plain_close=shared if shared.strip() else "",
         structural=frozenset(found[0] for found in known.finditer(frame)),
     )
 
@@ -137,12 +139,13 @@ def _finish(text: str, place: Place, limit: int, frame: Frame, tokens: Sequence[
     """Where the turn ends, and whether anything ends it."""
     content = place[1] if place[1] is not None else place[0]
     assert content is not None, "a message that was found has a place"
+    plain = text.find(frame.plain_close, content, limit) if frame.plain_close else -1
+    if plain >= 0:
+        return plain + len(frame.plain_close), True
     for names in (frame.closers, tokens):
         found = one_of(names).search(text, content, limit) if names else None
         if found:
             return found.end(), True
-    if frame.plain_close and text.startswith(frame.plain_close, content):
-        return content + len(frame.plain_close), True
     return content, False
 
 
