@@ -59,7 +59,7 @@ def test_the_setting_is_chosen_on_validation_rows_or_on_training_rows_set_aside(
     assert logistic.trained_rows == 108, "every tenth of 120 rows was set aside"
     assert share_right(logistic.answers, test.truth) == 1.0
     assert [s.name for s in classical.classifiers(train.part([0]), Examples([], []), ["x"], ["neg", "pos"])] == [
-        "commonest label"
+        "the commonest label"
     ]
 
 
@@ -125,7 +125,7 @@ def test_marked_ends_and_plain_classes_are_tagged_too() -> None:
     assert dictionary.answers == perceptron.answers == [*ends, []]
     words = Tagged([["dogs", "bark"], ["cats", "sleep"]] * 20, [["NOUN", "VERB"]] * 40)
     common, perceptron = classical_tagging.taggers(words, Tagged([], []), [["dogs", "sleep"]])
-    assert common.name == "commonest tag" and common.answers == perceptron.answers == [["NOUN", "VERB"]]
+    assert common.name == "the commonest tag" and common.answers == perceptron.answers == [["NOUN", "VERB"]]
 
 
 @pytest.mark.smoke
@@ -180,7 +180,7 @@ def test_the_word_table_learns_words_from_pairs() -> None:
     targets = [" ".join(table.get(w, w) for w in s.replace(".", " .").split()).replace(" .", ".") for s in sources]
     copy, learned = classical_translation.translators(sources, targets, ["the dog hears Zeus."])
     assert copy.answers == ["the dog hears Zeus."] and learned.answers == ["Die hund hört Zeus."]
-    assert [s.name for s in classical_translation.translators([], [], ["x"])] == ["copy"]
+    assert [s.name for s in classical_translation.translators([], [], ["x"])] == ["a copy of the source"]
 
 
 def test_the_reader_on_real_questions(shared_data: Callable[[str], Path]) -> None:

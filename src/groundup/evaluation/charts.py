@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,9 +54,9 @@ class Bar:
     is_model: bool = False
 
 
-def scores(bars: Sequence[Bar], axis_label: str) -> str:
-    """Scores side by side, the model's in colour, intervals as whiskers."""
-    with _figure(9.0, 0.62 * len(bars) + 0.75) as (figure, axes):
+def scores(bars: Sequence[Bar], axis_label: str, *, show: Callable[[float], str] = "{:.3f}".format) -> str:
+    """Scores side by side, the model's in colour, intervals as whiskers; `show` writes a value."""
+    with canvas(9.0, 0.62 * len(bars) + 0.75) as (figure, axes):
         for place, bar in enumerate(bars):
             colour = MODEL if bar.is_model else RIVAL
             axes.barh(place, bar.value, height=0.56, color=colour, linewidth=0)
@@ -66,7 +66,7 @@ def scores(bars: Sequence[Bar], axis_label: str) -> str:
                 edge = max(edge, bar.high)
             weight = "bold" if bar.is_model else "normal"
             axes.annotate(
-                f"{bar.value:.3f}", (edge, place), (6, 0), textcoords="offset points", va="center", fontweight=weight
+                show(bar.value), (edge, place), (6, 0), textcoords="offset points", va="center", fontweight=weight
             )
         axes.set_yticks(range(len(bars)), [bar.label for bar in bars], color=INK)
         axes.invert_yaxis()
@@ -76,12 +76,14 @@ def scores(bars: Sequence[Bar], axis_label: str) -> str:
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
         axes.set_xlabel(axis_label)
-        return _svg(figure, "scores", f"{axis_label}: " + ", ".join(f"{b.label} {b.value:.3f}" for b in bars))
+        return as_svg(figure, "scores", f"{axis_label}: " + ", ".join(f"{b.label} {show(b.value)}" for b in bars))
 
 
-def learning_curve(curves: Mapping[str, Sequence[Sequence[float]]], axis_label: str) -> str:
+def learning_curve(
+    curves: Mapping[str, Sequence[Sequence[float]]], axis_label: str, *, unit: str = "loss, nats per token"
+) -> str:
     """Loss over training: every logged step faint, its running mean strong, validations as dots."""
-    with _figure(9.0, 3.5) as (figure, axes):
+    with canvas(9.0, 3.5) as (figure, axes):
         training, held_out = curves.get("loss", []), curves.get("validation_loss", [])
         if training:
             x, y = _thinned(training)
@@ -91,11 +93,11 @@ def learning_curve(curves: Mapping[str, Sequence[Sequence[float]]], axis_label: 
             x, y = np.array(held_out, dtype=float).T
             axes.plot(x, y, color=ACCENT, marker="o", markersize=4, linewidth=1.4, label="validation")
         axes.set_xlabel(axis_label)
-        axes.set_ylabel("loss, nats per token")
+        axes.set_ylabel(unit)
         _fit_losses(axes, [value for _, value in [*training, *held_out]])
         axes.legend(frameon=False, loc="upper right")
         last = f"{held_out[-1][1]:.3f}" if held_out else f"{training[-1][1]:.3f}" if training else "none"
-        return _svg(figure, "curve", f"learning curve; last loss {last}")
+        return as_svg(figure, "curve", f"learning curve; last loss {last}")
 
 
 def scatter(own: Sequence[float], other: Sequence[float], *, other_label: str, unit: str) -> str:
@@ -105,7 +107,7 @@ def scatter(own: Sequence[float], other: Sequence[float], *, other_label: str, u
     low, high = (float(np.quantile(np.concatenate([x, y]), q)) for q in (0.0, 0.995))
     room = max(0.05, 0.05 * (high - low))
     limits = (max(0.0, low - room), high + room)
-    with _figure(4.3, 4.1) as (figure, axes):
+    with canvas(4.3, 4.1) as (figure, axes):
         axes.plot(limits, limits, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         axes.scatter(x, y, s=13, color=MODEL, alpha=0.45, linewidths=0)
         axes.set_xlim(limits)
@@ -114,12 +116,12 @@ def scatter(own: Sequence[float], other: Sequence[float], *, other_label: str, u
         axes.set_xlabel(f"{other_label}, bits per byte")
         axes.set_ylabel("model, bits per byte")
         axes.text(0.97, 0.04, f"model better on {better:.0%}", transform=axes.transAxes, ha="right", color=MODEL)
-        return _svg(figure, "scatter", f"{len(x)} {unit}: the model is better on {better:.0%}")
+        return as_svg(figure, "scatter", f"{len(x)} {unit}: the model is better on {better:.0%}")
 
 
 def orders(tried: Mapping[str, Sequence[float]], chosen: str, order: int) -> str:
     """Validation bits per byte of n-gram models by order, for each alphabet; the chosen one marked."""
-    with _figure(4.3, 4.1) as (figure, axes):
+    with canvas(4.3, 4.1) as (figure, axes):
         for colour, (alphabet, bits) in zip((RIVAL, ACCENT, FAINT), tried.items(), strict=False):
             places = range(1, len(bits) + 1)
             axes.plot(places, bits, color=colour, marker="o", markersize=4, linewidth=1.6, label=f"over {alphabet}")
@@ -129,7 +131,7 @@ def orders(tried: Mapping[str, Sequence[float]], chosen: str, order: int) -> str
         axes.set_ylabel("validation bits per byte")
         axes.set_xticks(range(1, max(map(len, tried.values())) + 1))
         axes.legend(frameon=False)
-        return _svg(figure, "orders", f"validation chose order {order} over {chosen}")
+        return as_svg(figure, "orders", f"validation chose order {order} over {chosen}")
 
 
 def _fit_losses(axes: Axes, values: Sequence[float]) -> None:
@@ -158,7 +160,8 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of this size in inches and its axes, in the style of the report."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -169,7 +172,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def as_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element that scales with the page and can be read aloud."""
     import matplotlib
 

@@ -82,14 +82,14 @@ def commonest(truth: Sequence[Any], count: int, labels: Sequence[str]) -> System
     shares = [counts[label] / len(truth) for label in labels]
     share = f"{counts[best] / len(truth):.0%}"
     meaning = f"gives {best!r}, the label of {share} of the training rows, every time"
-    return System("commonest label", [best] * count, [shares] * count, meaning=meaning, trained_rows=len(truth))
+    return System("the commonest label", [best] * count, [shares] * count, meaning=meaning, trained_rows=len(truth))
 
 
 def mean_answer(truth: Sequence[float], count: int) -> System:
     """The rival that gives the mean of the training rows every time."""
     middle = float(np.mean(truth))
     meaning = f"gives {middle:.3g}, the mean of the training rows, every time"
-    return System("mean", [middle] * count, meaning=meaning, trained_rows=len(truth))
+    return System("the mean", [middle] * count, meaning=meaning, trained_rows=len(truth))
 
 
 def classifiers(

@@ -31,6 +31,7 @@ from groundup.evaluation.metrics.tagging import (
     entities,
     entity_counts,
     kinds_of,
+    marks_entities,
     scheme_of,
     split,
     tag_accuracy,
@@ -58,12 +59,6 @@ class Tagged:
         return Tagged([self.tokens[i] for i in rows], [self.tags[i] for i in rows])
 
 
-def is_schemed(tags: Sequence[str]) -> bool:
-    """Whether tags mark entities (B-PER, S-LOC, …) rather than name a class of every token (NOUN)."""
-    prefixes = {split(tag)[0] for tag in tags}
-    return bool(prefixes & {"B", "S"}) and prefixes <= {"O", "B", "I", "E", "S"}
-
-
 def taggers(train: Tagged, validation: Tagged, test: Sequence[Tokens], *, seconds: float = 90.0) -> list[System]:
     """The rivals' tags of the test sentences; the dictionary only where tags mark entities. Raises Interrupted."""
     through = np.cumsum([len(tokens) for tokens in train.tokens])
@@ -72,7 +67,7 @@ def taggers(train: Tagged, validation: Tagged, test: Sequence[Tokens], *, second
     if not train.tokens:
         return []
     every_tag = sorted({tag for tags in train.tags for tag in tags})
-    schemed = is_schemed(every_tag)
+    schemed = marks_entities(every_tag)
     found = [_dictionary(train, test) if schemed else _commonest_tag(train, test)]
     if not len(validation.tokens) and len(train.tokens) >= 2 * HELD_BACK:
         rows = range(len(train.tokens))
@@ -86,7 +81,7 @@ def taggers(train: Tagged, validation: Tagged, test: Sequence[Tokens], *, second
     answers = [model.tag(tokens) for tokens in test]
     rows_read = len(train.tokens)
     details = {"passes": passes, "features": len(model.numbers)}
-    return [*found, System("perceptron", answers, meaning=meaning, trained_rows=rows_read, details=details)]
+    return [*found, System("a perceptron", answers, meaning=meaning, trained_rows=rows_read, details=details)]
 
 
 def _commonest_tag(train: Tagged, test: Sequence[Tokens]) -> System:
@@ -99,7 +94,7 @@ def _commonest_tag(train: Tagged, test: Sequence[Tokens]) -> System:
     common = Counter(tag for tags in train.tags for tag in tags).most_common(1)[0][0]
     answers = [[best.get(word, common) for word in tokens] for tokens in test]
     return System(
-        "commonest tag",
+        "the commonest tag",
         answers,
         meaning="gives each word the tag it most often had in training, and unseen words the commonest of all",
         trained_rows=len(train.tokens),
@@ -118,7 +113,7 @@ def _dictionary(train: Tagged, test: Sequence[Tokens]) -> System:
     middle = "M" if any(tag.startswith("M-") for tags in train.tags for tag in tags) else "I"
     answers = [_look_up(tokens, best, longest, scheme, middle) for tokens in test]
     meaning = f"finds the {len(best):,} entities of the training rows again, word for word"
-    return System("dictionary", answers, meaning=meaning, trained_rows=len(train.tokens))
+    return System("a dictionary", answers, meaning=meaning, trained_rows=len(train.tokens))
 
 
 def _look_up(tokens: Tokens, known: dict[tuple[str, ...], str], longest: int, scheme: Scheme, middle: str) -> list[str]:

@@ -33,14 +33,14 @@ NOTHING = "\0"
 
 def translators(sources: Sequence[str], targets: Sequence[str], inputs: Sequence[str]) -> list[System]:
     """The rivals' translations of `inputs`, having read the pairs of sources and targets."""
-    copied = System("copy", list(inputs), meaning="gives the source text itself back")
+    copied = System("a copy of the source", list(inputs), meaning="gives the source text itself back")
     if not sources:
         return [copied]
     table = learn(sources[:MAX_PAIRS], targets[:MAX_PAIRS])
     answers = [table.translate(text) for text in inputs]
     read = min(len(sources), MAX_PAIRS)
     meaning = f"replaces each word by its likeliest translation (IBM model 1, {ROUNDS} rounds), in the source's order"
-    return [copied, System("word table", answers, meaning=meaning, trained_rows=read)]
+    return [copied, System("a word table", answers, meaning=meaning, trained_rows=read)]
 
 
 @dataclass(frozen=True)

@@ -132,3 +132,12 @@ def _check_labels(test: Labelled) -> None:
             where=rows,
             fix=nearest(str(strange[0][1]), map(str, test.labels)),
         )
+
+
+def plain(value: Any) -> Any:
+    """A truth or an answer as JSON can hold it: lists for tuples, sets and arrays, numbers for numpy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, set | frozenset):
+        return sorted(map(plain, value))
+    return [plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else value

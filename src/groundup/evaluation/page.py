@@ -25,11 +25,15 @@ def render(data: Mapping[str, Any]) -> str:
         _samples(data),
         _provenance(data),
     ]
-    title = escape(f"{data['name']}: {words.headline(data)}")
+    return document(f"{data['name']}: {words.headline(data)}", sections)
+
+
+def document(title: str, sections: Iterable[str]) -> str:
+    """A whole page from its sections, those that are empty left out."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{CSS.read_text(encoding='utf-8')}</style></head><body><main>\n"
+        f"<title>{escape(title)}</title><style>{CSS.read_text(encoding='utf-8')}</style></head><body><main>\n"
         + "\n".join(section for section in sections if section)
         + "\n<footer>Made by groundup. This page is one file: no script, nothing is fetched.</footer>"
         + "</main></body></html>\n"
@@ -63,7 +67,7 @@ def _scores(data: Mapping[str, Any]) -> str:
         f"Whiskers are {own['level']:.0%} intervals, from drawing the {own['n']:,} {own['unit']} of the test again "
         f"{own['resamples']:,} times. Bars without whiskers are single measurements."
     )
-    return _figure(picture, caption)
+    return figure(picture, caption)
 
 
 def _label(rival: Mapping[str, Any]) -> str:
@@ -87,7 +91,7 @@ def _curves(data: Mapping[str, Any]) -> str:
     if not data["curves"].get("loss"):
         return ""
     picture = charts.learning_curve(data["curves"], f"{data['curves_over']}")
-    return "<h2>How it learned</h2>" + _figure(
+    return "<h2>How it learned</h2>" + figure(
         picture, "The first steps may lie above the picture: a curve is read at its end."
     )
 
@@ -100,8 +104,8 @@ def _closer(data: Mapping[str, Any]) -> str:
     details = first["details"]
     cloud = charts.scatter(own, details["per_unit_bits_per_byte"], other_label=str(first["name"]), unit=unit)
     chosen = charts.orders(details["validation_bits_per_byte"], details["alphabet"], details["order"])
-    left = _figure(cloud, f"Each dot is one of {len(own):,} {unit}. Below the dashed line the model is better.")
-    right = _figure(chosen, "The n-gram's order and alphabet were chosen on validation text, never on the test.")
+    left = figure(cloud, f"Each dot is one of {len(own):,} {unit}. Below the dashed line the model is better.")
+    right = figure(chosen, "The n-gram's order and alphabet were chosen on validation text, never on the test.")
     return f'<h2>A closer look at the n-gram</h2><div class="pair">{left}{right}</div>'
 
 
@@ -172,14 +176,16 @@ def _provenance(data: Mapping[str, Any]) -> str:
         ("Seed", str(data["seed"])),
         *((f"Licence of {source}", licence) for source, licence in data["licences"].items()),
     ]
-    return "<h2>Cost and provenance</h2>" + _definitions(rows)
+    return "<h2>Cost and provenance</h2>" + definitions(rows)
 
 
-def _definitions(rows: Iterable[tuple[str, str]]) -> str:
+def definitions(rows: Iterable[tuple[str, str]]) -> str:
+    """Labels and values as a list."""
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in rows) + "</dl>"
 
 
-def _figure(picture: str, caption: str) -> str:
+def figure(picture: str, caption: str) -> str:
+    """A picture with what it shows."""
     return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.artifact import Artifact
-from groundup.evaluation import page, words
+from groundup.evaluation import labelled_markdown, labelled_page, page, words
 from groundup.units import show_bytes, show_count
 
 FORMAT = 1
@@ -65,11 +65,17 @@ def cost(model: Artifact) -> dict[str, Any]:
 
 
 def write(data: Mapping[str, Any], path: Callable[[str], Path]) -> None:
-    """Write the three files; `path` gives the place of a payload file by name."""
+    """Write the three files; `path` gives the place of a payload file by name.
+
+    `data` is what `collecting.collect` gives for a language model, or `labelled_report.collect` for a
+    labelled task.
+    """
+    labelled = data.get("kind") == "labelled"
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     path("report.json").write_text(text + "\n", encoding="utf-8")
-    path("report.md").write_text(markdown(data), encoding="utf-8")
-    path("report.html").write_text(page.render(data), encoding="utf-8")
+    told = labelled_markdown.markdown(data) if labelled else markdown(data)
+    path("report.md").write_text(told, encoding="utf-8")
+    path("report.html").write_text(labelled_page.render(data) if labelled else page.render(data), encoding="utf-8")
 
 
 def markdown(data: Mapping[str, Any]) -> str:

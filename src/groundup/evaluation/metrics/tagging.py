@@ -35,6 +35,12 @@ def scheme_of(sentences: Iterable[Tags]) -> Scheme:
     return "BIOES" if prefixes & {"E", "S"} else "BIO"
 
 
+def marks_entities(tags: Iterable[str]) -> bool:
+    """Whether tags mark entities (B-PER, S-LOC, …) rather than name a class of every token (NOUN)."""
+    prefixes = {split(tag)[0] for tag in tags}
+    return bool(prefixes & {"B", "S"}) and prefixes <= {"O", "B", "I", "E", "S"}
+
+
 def entities(tags: Tags, *, strict: bool = False, scheme: Scheme = "BIO") -> list[Entity]:
     """The entities of a sentence, in order; see the module for the two ways to read."""
     found: list[Entity] = []
