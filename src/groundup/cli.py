@@ -147,6 +147,24 @@ def show(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A report: runs/RECIPE/STAGE of an evaluate stage.")],
+    second: Annotated[Path, typer.Argument(help="Another report, of the same test.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same intervals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Say whether the difference between two models on the same test is real."""
+    from groundup.compare import compare as compare_reports
+    from groundup.compare import print_verdict
+
+    verdict = compare_reports(first, second, seed=seed)
+    if as_json:
+        _print_json(verdict.as_data())
+    else:
+        print_verdict(_console(), verdict)
+
+
+@app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="runs/RECIPE/STAGE, or any model directory.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")] = "",
