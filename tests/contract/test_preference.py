@@ -273,7 +273,6 @@ def test_examples_that_do_not_fit_are_counted() -> None:
 @pytest.mark.parametrize(
     ("loss", "row", "what"),
     [
-        ("dpo", {"messages": ask(1), "chosen": "A cat.", "rejected": "A cat."}, "both answers are the same"),
         ("dpo", {"messages": ask(1), "chosen": "A cat."}, "has no 'rejected'"),
         ("dpo", {"messages": ask(1), "chosen": "A cat.", "rejected": ""}, "renders empty"),
         ("kto", {"messages": judged(1)["messages"]}, "label None in the column 'label'"),
@@ -295,6 +294,12 @@ def test_it_says_what_it_needs_and_goes_to_other_processes(loss: str) -> None:
     assert task.encoding["task"] == "preference"
     shown = Text.from_markup(task.render(rows_of(task).row(1, 0))).plain
     assert ("good:" if loss == "kto" else "chosen:") in shown and "What is 1?" in shown
+
+
+def test_a_pair_of_equal_answers_is_left_out_and_counted() -> None:
+    rows = rows_of(make(), [pair(0), pair(1) | {"rejected": pair(1)["chosen"]}, pair(2)])
+    assert [rows.document_of(i) for i in range(len(rows))] == [0, 2]
+    assert (rows.ledger().dropped, rows.ledger().emptied, rows.ledger().overlong) == (1, 0, 0)
 
 
 def test_real_preferences_are_read(shared_data: Callable[[str], Path]) -> None:

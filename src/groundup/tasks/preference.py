@@ -139,14 +139,17 @@ class Task:
         return self.chat.generation
 
     def encode(self, example: Mapping[str, Any]) -> dict[str, list[int]]:
-        """The sequences of an example, as `data/pairs.py` reads them. Raises DataError, naming the row."""
+        """The sequences of an example, as `data/pairs.py` reads them; none where both answers are the same.
+
+        Raises DataError, naming the row, for one that holds no pair, and for an answer that renders empty.
+        """
         where = str(example.get("source", ""))
         try:
             if self.config.loss == "kto":
                 return self._judged(example)
             question, chosen, rejected = self._pair(example)
-            if chosen == rejected:
-                raise DataError("both answers are the same", where=where, fix="remove the row: it prefers nothing")
+            if chosen == rejected:  # it prefers nothing: left out, and counted as a row that yields none
+                return columns([], cut=0, answers=0)
             given = tools(example.get("tools"))
             return self._columns([self._part(question, answer, given) for answer in (chosen, rejected)])
         except DataError:
