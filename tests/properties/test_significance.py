@@ -9,7 +9,7 @@ import pytest
 
 from groundup.evaluation import significance
 from groundup.evaluation.intervals import mean_interval, runs_interval
-from groundup.evaluation.metrics import classification, regression
+from groundup.evaluation.metrics import calibration, classification, detection, regression
 from groundup.evaluation.metrics.additive import Additive, averaged, mean
 from groundup.evaluation.resampling import Draws
 
@@ -107,7 +107,8 @@ def test_mcnemar_and_welch_are_scipys() -> None:
     expected = stats.binomtest(min(only_first, only_second), only_first + only_second).pvalue
     assert significance.mcnemar(first, second) == pytest.approx(expected, abs=1e-9)
     assert significance.mcnemar(first, first) == 1.0
-    assert significance.welch([0.9, 0.91, 0.92], [0.8, 0.83, 0.82]) < 0.01
+    pair = [0.9, 0.91, 0.92], [0.8, 0.83]
+    assert significance.welch(*pair) == pytest.approx(stats.ttest_ind(*pair, equal_var=False).pvalue, abs=1e-12)
     assert significance.welch([0.9, 0.9], [0.9, 0.9]) == 1.0
     with pytest.raises(ValueError, match="two runs"):
         significance.welch([0.9], [0.8, 0.81])
@@ -125,6 +126,24 @@ def test_the_mean_over_runs_is_a_score_like_another() -> None:
     assert draws.interval(ranks).low < ranks.value and len(ranks.take(np.arange(9))) == 9
     found = significance.compare(together, f1(answers(0.4, 9)), draws)
     assert found.test == "paired bootstrap" and found.is_real, "three runs cannot be swapped with one"
+
+
+def test_scores_told_from_weights_are_those_of_the_drawn_examples() -> None:
+    outside, strange = RNG.random(120) < 0.4, np.round(RNG.normal(0, 1, 120), 1)
+    right = RNG.random(120) < 0.7
+
+    def scores(rows: np.ndarray) -> list[float]:
+        made = detection.auroc, detection.false_alarms
+        own = [make(outside[rows], strange[rows]).value for make in made]
+        return [*own, float(calibration.risk_coverage(strange[rows], right[rows])[1].mean())]
+
+    whole = [detection.auroc(outside, strange), detection.false_alarms(outside, strange)]
+    whole.append(calibration.area_under_risk(strange, right))
+    (weights,) = Draws(120, seed=0, resamples=25).weights()
+    expected = np.array([scores(np.repeat(np.arange(120), row)) for row in weights])
+    for score, column in zip(whole, expected.T, strict=True):
+        assert score.weighted(weights) == pytest.approx(column, abs=1e-12)
+        assert score.take(np.arange(60)).value == pytest.approx(scores(np.arange(60))[whole.index(score)])
 
 
 def test_an_interval_over_seeds_is_students() -> None:

@@ -173,7 +173,7 @@ def runs_interval(values: Sequence[float], *, level: float = 0.95, unit: str = "
         raise ValueError("the mean of no runs")
     mean, margin = float(values_N.mean()), np.inf
     if n > 1:
-        from scipy.stats import t  # type: ignore[import-untyped]
+        from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-        margin = float(t.ppf((1 + level) / 2, n - 1)) * float(values_N.std(ddof=1)) / math.sqrt(n)
+        margin = float(stdtrit(n - 1, (1 + level) / 2)) * float(values_N.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - margin, mean + margin, level, n, unit, 0, "t", 0)

@@ -3,7 +3,8 @@
 An example leaves a row of statistics (was it right, how many entities were found, …); the score of any
 set of examples is a function of the sum of their rows. So a bootstrap, a slice, a paired test and an
 average over seeds need nothing but sums, and a whole bootstrap is one product of matrices. Scores that
-are no function of sums (a rank correlation, say) are `Recomputed` from the examples that were drawn.
+are no function of sums are told from weights (`Weighted`: how well outsiders are told) or computed anew
+from the examples that were drawn (`Recomputed`: a rank correlation).
 
 Axes: E examples (or other units), S statistics, R resamples.
 """
@@ -108,6 +109,35 @@ class Recomputed:
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """A score that is no function of sums but can be told from weights, without drawing anything out."""
+
+    name: str
+    size: int
+    weigh: Callable[[NDArray[Any]], Floats]
+    """From weights (R, E), whole numbers, to scores (R,)."""
+    part: Callable[[Ints], Weighted]
+    """The same score of some examples."""
+    higher_is_better: bool = True
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def value(self) -> float:
+        """The score of all examples."""
+        return float(self.weigh(np.ones((1, self.size), np.int64))[0])
+
+    def take(self, rows: Ints) -> Weighted:
+        """The score of some examples, by number."""
+        return self.part(rows)
+
+    def weighted(self, weights_RE: NDArray[Any]) -> Floats:
+        """The scores (R,) where example e counts weights[r, e] times, a whole number."""
+        return self.weigh(weights_RE)
+
+
+@dataclass(frozen=True)
 class Averaged:
     """The mean of one score over several runs on the same examples, such as seeds."""
 
@@ -177,3 +207,11 @@ def ratio(name: str, above_E: Any, below_E: Any, *, higher_is_better: bool = Tru
     """sum(above) / sum(below), such as right tags over all tags."""
     pair = np.stack([np.asarray(above_E, np.float64), np.asarray(below_E, np.float64)], 1)
     return Additive(name, pair, first_over_second, higher_is_better)
+
+
+def ties(values_E: Floats) -> tuple[Ints, Ints]:
+    """An order from the least value to the greatest, and where in it each run of equal values begins."""
+    order = np.argsort(values_E, kind="stable")
+    ordered = values_E[order]
+    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, np.int64)
+    return order, begins

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from groundup.evaluation.metrics.additive import Additive, Floats, Ints, Recomputed, divided
+from groundup.evaluation.metrics.additive import Additive, Floats, Ints, Weighted, divided, ties
 
 BINS = 15
 TEMPERATURES = (0.02, 50.0)
@@ -138,11 +138,22 @@ def risk_coverage(confidence_E: Floats, right_E: Any) -> tuple[Floats, Floats]:
     return number / max(1, len(confidence_E)), risk / number
 
 
-def area_under_risk(confidence_E: Floats, right_E: Any) -> Recomputed:
+def area_under_risk(confidence_E: Floats, right_E: Any) -> Weighted:
     """The mean risk over all coverages (Geifman & El-Yaniv 2017): low if the model knows what it knows."""
     confidence_E, right_E = np.asarray(confidence_E, np.float64), np.asarray(right_E, np.float64)
+    order, begins = ties(-confidence_E)
+    wrong = 1 - right_E[order]
 
-    def compute(rows: Ints) -> float:
-        return float(risk_coverage(confidence_E[rows], right_E[rows])[1].mean())
+    def one(weights_E: NDArray[Any]) -> float:
+        held = np.add.reduceat(weights_E, begins)
+        shared = divided(np.add.reduceat(weights_E * wrong, begins), held)
+        risk = np.cumsum(np.repeat(shared, held))
+        return float((risk / np.arange(1, len(risk) + 1)).mean())
 
-    return Recomputed("area_under_risk", len(confidence_E), compute, higher_is_better=False)
+    def weigh(weights_RE: NDArray[Any]) -> Floats:
+        return np.array([one(weights_E) for weights_E in weights_RE[:, order]])
+
+    def part(rows: Ints) -> Weighted:
+        return area_under_risk(confidence_E[rows], right_E[rows])
+
+    return Weighted("area_under_risk", len(confidence_E), weigh, part, higher_is_better=False)

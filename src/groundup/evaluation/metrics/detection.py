@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from groundup.evaluation.metrics.additive import Floats, Ints, Recomputed
-from groundup.evaluation.metrics.regression import ranks
+from groundup.evaluation.metrics.additive import Floats, Ints, Weighted, divided, ties
+
+Bools = NDArray[np.bool_]
 
 
-def auroc(outside_E: NDArray[np.bool_], strangeness_E: Floats) -> Recomputed:
-    """The chance that an outsider looks stranger than an insider, ties counting half (0.5 is guessing)."""
+def auroc(outside_E: Bools, strangeness_E: Floats) -> Weighted:
+    """The chance that an outsider looks stranger than an insider, ties counting half (0.5 is guessing).
 
-    def compute(rows: Ints) -> float:
-        outside, strange = outside_E[rows], strangeness_E[rows]
-        n_out = int(outside.sum())
-        n_in = len(rows) - n_out
-        if not n_out or not n_in:
-            return 0.5
-        above = float(ranks(strange)[outside].sum()) - n_out * (n_out + 1) / 2
-        return above / (n_out * n_in)
+    0.5 too where there are no outsiders or no insiders.
+    """
+    order, begins = ties(strangeness_E)
+    outside = outside_E[order].astype(np.float64)
 
-    return Recomputed("out_of_scope_auroc", len(outside_E), compute)
+    def weigh(weights_RE: NDArray[Any]) -> Floats:
+        out_RG, in_RG = _by_tie(weights_RE, order, begins, outside)
+        below_RG = np.cumsum(in_RG, axis=1) - in_RG / 2
+        pairs_R = out_RG.sum(1) * in_RG.sum(1)
+        return np.where(pairs_R > 0, divided((out_RG * below_RG).sum(1), pairs_R), 0.5)
+
+    return Weighted(
+        "out_of_scope_auroc", len(outside_E), weigh, lambda rows: auroc(outside_E[rows], strangeness_E[rows])
+    )
 
 
-def false_alarms(outside_E: NDArray[np.bool_], strangeness_E: Floats, *, caught: float = 0.95) -> Recomputed:
+def false_alarms(outside_E: Bools, strangeness_E: Floats, *, caught: float = 0.95) -> Weighted:
     """The share of insiders taken for outsiders when the bar is set so that `caught` of the outsiders are found.
 
     The bar is the highest that finds at least that share (FPR at 95 % TPR, Hendrycks & Gimpel 2017, with
-    the outsiders as the positive class).
+    the outsiders as the positive class). 0 where there are no outsiders or no insiders.
     """
+    order, begins = ties(-strangeness_E)  # the strangest first
+    outside = outside_E[order].astype(np.float64)
 
-    def compute(rows: Ints) -> float:
-        outside, strange = outside_E[rows], strangeness_E[rows]
-        found = np.sort(strange[outside])[::-1]
-        inside = strange[~outside]
-        if not len(found) or not len(inside):
-            return 0.0
-        bar = found[int(np.ceil(caught * len(found))) - 1]
-        return float(np.mean(inside >= bar))
+    def weigh(weights_RE: NDArray[Any]) -> Floats:
+        out_RG, in_RG = _by_tie(weights_RE, order, begins, outside)
+        found_RG = np.cumsum(out_RG, axis=1)
+        enough_R = np.ceil(caught * found_RG[:, -1])
+        bar_R = (found_RG >= enough_R[:, None]).argmax(1)
+        alarms_R = np.cumsum(in_RG, axis=1)[np.arange(len(bar_R)), bar_R]
+        return np.where(found_RG[:, -1] > 0, divided(alarms_R, in_RG.sum(1)), 0.0)
 
-    return Recomputed(f"false_alarms_at_{caught:.0%}".rstrip("%"), len(outside_E), compute, higher_is_better=False)
+    def part(rows: Ints) -> Weighted:
+        return false_alarms(outside_E[rows], strangeness_E[rows], caught=caught)
+
+    name = f"false_alarms_at_{100 * caught:.0f}"
+    return Weighted(name, len(outside_E), weigh, part, higher_is_better=False)
+
+
+def _by_tie(weights_RE: NDArray[Any], order: Ints, begins: Ints, outside: Floats) -> tuple[Floats, Floats]:
+    """How many outsiders and insiders each run of equal values holds, (R, runs) each."""
+    ordered_RE = weights_RE[:, order].astype(np.float64)
+    return (
+        np.add.reduceat(ordered_RE * outside, begins, axis=1),
+        np.add.reduceat(ordered_RE * (1 - outside), begins, axis=1),
+    )
