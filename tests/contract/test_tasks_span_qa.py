@@ -110,7 +110,6 @@ def test_windows_show_the_whole_passage_and_begin_with_the_question() -> None:
     assert ledger.rows == len(rows) and ledger.trained == 2 * len(rows) and ledger.documents == 4
 
 
-@pytest.mark.smoke
 def test_both_layouts_have_one_loss_and_one_answer() -> None:
     task = make()
     network = network_for(task)
