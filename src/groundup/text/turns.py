@@ -9,8 +9,10 @@ model begins to write, to the end of the token that ends the turn, where it stop
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from groundup.errors import UserError
@@ -177,18 +179,17 @@ def _places(
     except UserError:
         return None
     owners = {mark: (number, side) for number, pair in enumerate(pairs) for side, mark in enumerate(pair)}
-    clean, seen = [], 0
+    pieces = re.split(f"([{''.join(owners)}])", shown)  # text, mark, text, mark, …, text
+    seen = list(accumulate(len(piece) for piece in pieces[::2]))
+    if seen[-1] != len(text) or "".join(pieces[::2]) != text:
+        return None
     found: dict[int, list[int | None]] = {}
-    for character in shown:
-        if character not in owners:
-            clean.append(character)
-            seen += 1
-            continue
-        number, side = owners[character]
-        place = found.setdefault(number, [None, None])
-        if side == 1 or place[0] is None:  # the first opening mark and the last closing one
-            place[side] = seen
-    return {number: (place[0], place[1]) for number, place in found.items()} if "".join(clean) == text else None
+    for mark, place in zip(pieces[1::2], seen, strict=False):
+        number, side = owners[mark]
+        ends = found.setdefault(number, [None, None])
+        if side == 1 or ends[0] is None:  # the first opening mark and the last closing one
+            ends[side] = place
+    return {number: (ends[0], ends[1]) for number, ends in found.items()}
 
 
 def _ways(message: Message, opening: str, closing: str) -> Iterator[Message]:
