@@ -128,14 +128,14 @@ def test_levels_of_nf4_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 0.01), (4, 0.1)])
-@pytest.mark.parametrize("shape", [(64, 64), (7, 13), (300, 257)])
+@pytest.mark.parametrize("shape", [(64, 64), (7, 13), (500, 601)])
 def test_few_bits_are_few_and_close(bits: int, most: float, shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, dtype=torch.bfloat16)
     matrix = QUANTISED[bits](weight)
     assert matrix().dtype == torch.bfloat16 and matrix().shape == weight.shape
     assert (matrix().float() - weight.float()).norm() / weight.float().norm() < most
     assert not matrix.state_dict(), "the frozen base follows from its checkpoint"
-    if shape == (300, 257):
+    if shape == (500, 601):
         stored = sum(b.numel() * b.element_size() for b in matrix.buffers())
         assert stored * 8 / weight.numel() < bits + 0.3
 

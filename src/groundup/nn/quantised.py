@@ -9,7 +9,6 @@ Dettmers et al. 2023 (QLoRA, section 3); Dettmers et al. 2022 (one scale for eac
 
 from __future__ import annotations
 
-from functools import cache
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -72,6 +71,7 @@ class NormalFloat4Matrix(nn.Module):
     """
 
     codes: Tensor
+    pairs: Tensor
     scale_codes: Tensor
     scale_scale: Tensor
     scale_mean: Tensor
@@ -86,6 +86,9 @@ class NormalFloat4Matrix(nn.Module):
         shares_GK = values_GK / self._scales().clamp(min=1e-30)[:, None]
         codes = torch.bucketize(shares_GK.flatten(), (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
         self.register_buffer("codes", codes[0::2] | codes[1::2] << 4, persistent=False)
+        # One look-up gives both values of a byte.
+        pairs = torch.stack([levels.repeat(16), levels.repeat_interleave(16)], 1)
+        self.register_buffer("pairs", pairs, persistent=False)
 
     def _keep_scales(self, scale_G: Tensor) -> None:
         mean = scale_G.mean()
@@ -102,16 +105,9 @@ class NormalFloat4Matrix(nn.Module):
 
     def forward(self) -> Tensor:
         """The matrix (O, I) in the type it had."""
-        shares = F.embedding(self.codes.int(), _pairs(self.codes.device)).view(-1, GROUP)
+        shares = F.embedding(self.codes.int(), self.pairs).view(-1, GROUP)
         values = (shares * self._scales()[:, None]).flatten()[: self.shape.numel()]
         return values.view(self.shape).to(self.dtype)
-
-
-@cache
-def _pairs(device: torch.device) -> Tensor:
-    """Both values of each byte, (256, 2): one look-up unpacks two."""
-    levels = torch.tensor(normal_float_levels(), device=device)
-    return torch.stack([levels.repeat(16), levels.repeat_interleave(16)], 1)
 
 
 QUANTISED: dict[int, type[Int8Matrix] | type[NormalFloat4Matrix]] = {8: Int8Matrix, 4: NormalFloat4Matrix}
