@@ -212,13 +212,14 @@ def test_the_reference_is_the_start_model_s_and_makes_the_first_ratios_zero() ->
 
 
 def test_without_a_reference_nothing_is_trained_by_mistake(loss: str) -> None:
+    """The loss is no number, which stops a run; what memory a step takes can be measured all the same."""
     task = make(loss)
     rows = rows_of(task)
     batch = task.collate([rows.row(0, 0)])
-    if task.needs_reference:
-        with pytest.raises(ValueError, match="have no reference"):
-            task.loss(network()(batch), batch)
-    assert len(task.answers(network()(batch), batch)) == 1, "they can be compared by likelihood all the same"
+    summed, count = task.loss(network()(batch), batch)["loss"]
+    assert bool(summed.detach().isnan()) == task.needs_reference and int(count) == 1
+    (answer,) = task.answers(network()(batch), batch)
+    assert answer["margin"] == answer["margin"], "answers can be compared by likelihood"
 
 
 def test_learning_widens_the_margin(loss: str) -> None:

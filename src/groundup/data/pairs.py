@@ -46,12 +46,12 @@ class Pairs:
         return len(self.pieces) // self.per_document
 
     def row(self, index: int, epoch: int) -> Row:
-        """`input_ids` and `labels` (T,), `sizes` and `side` (S,), and `reference` (S,) once it is known."""
+        """`input_ids` and `labels` (T,), `sizes`, `side` and `reference` (S,): NaN as long as it is not known."""
         parts = self._sequences(index)
         joined = {key: np.concatenate([part[key] for part in parts]) for key in ("input_ids", "labels")}
-        known = {} if self.reference is None else {REFERENCE: np.asarray(self.reference[index], np.float32)}
+        known = np.full(self.sequences, np.nan) if self.reference is None else self.reference[index]
         sizes = np.array([len(part["input_ids"]) for part in parts], np.int64)
-        return {**joined, SIZES: sizes, SIDE: self._sides(index), **known}
+        return {**joined, SIZES: sizes, SIDE: self._sides(index), REFERENCE: np.asarray(known, np.float32)}
 
     def _sequences(self, index: int) -> list[Row]:
         return [self.pieces.row(2 * index + part, 0) for part in range(2)]
@@ -120,7 +120,7 @@ def apart(rows: Sequence[Row]) -> Iterator[Row]:
         stop = np.cumsum(row[SIZES])
         for number, (first, last) in enumerate(zip(stop - row[SIZES], stop, strict=True)):
             of_tokens = {key: row[key][first:last] for key in ("input_ids", "labels")}
-            yield of_tokens | {key: row[key][number] for key in (SIDE, REFERENCE) if key in row}
+            yield of_tokens | {key: row[key][number] for key in (SIDE, REFERENCE)}
 
 
 def _answer_begins(row: Row) -> int:

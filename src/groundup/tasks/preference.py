@@ -7,7 +7,7 @@ no second model is held in memory.
 
 Batch: `input_ids` and `labels` as in `tasks/chat.py`, the sequences of an example next to each other;
 `side` (E,) int64 says what each sequence is (see `data/pairs.py`), `reference` (E,) float32 its
-log-probability before training.
+log-probability before training, NaN where it is not known.
 
 Axes: B rows, T tokens, E sequences, P pairs, R rows of a split, S sequences of a row.
 """
@@ -230,8 +230,8 @@ class Task:
         return found
 
     def loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """`loss`: summed over examples, and their number."""
-        each = self._losses(self._rewarded(outputs, batch, strict=True), batch)
+        """`loss`: summed over examples, and their number. NaN where a reference is needed and not known."""
+        each = self._losses(self._rewarded(outputs, batch), batch)
         return {"loss": (each.sum(), each.new_tensor(len(each)).long())}
 
     def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
@@ -251,9 +251,10 @@ class Task:
     def answers(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """For each example `margin`, by how much the implicit reward is on the right side.
 
-        Where the batch has no `reference`, answers are compared by their log-probabilities alone.
+        Where the reference is not known, answers are compared by their log-probabilities alone.
         """
-        margins = self._margins(self._rewarded(outputs, batch).detach(), batch)
+        known = {**batch, REFERENCE: batch[REFERENCE].nan_to_num()}
+        margins = self._margins(self._rewarded(outputs, known).detach(), known)
         return [{"margin": margin} for margin in margins.tolist()]
 
     def answer(self, found: Sequence[Mapping[str, Any]], example: Mapping[str, Any]) -> Answer:
@@ -275,21 +276,14 @@ class Task:
             return chat.said(conversation(example, needs_answer=False).messages, "user")
         return chat.said(reply(example, self.config.chosen), "user")
 
-    def _rewarded(self, outputs: Outputs, batch: Mapping[str, Tensor], *, strict: bool = False) -> Tensor:
-        """What the loss compares, (E,): log-ratios with the reference, or mean log-probabilities.
-
-        Raises ValueError with `strict` if the loss needs a reference and the rows have none yet.
-        """
+    def _rewarded(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the loss compares, (E,): log-ratios with the reference, or mean log-probabilities."""
         from groundup.nn.preference_losses import sequence_log_probs
 
         log_probs_E, counts_E = sequence_log_probs(outputs, batch["labels"], chunk=self.config.loss_chunk)
-        if not self.needs_reference:
-            return log_probs_E / counts_E.clamp(min=1)
-        if REFERENCE in batch:
+        if self.needs_reference:
             return log_probs_E - batch[REFERENCE].to(log_probs_E.dtype)
-        if strict:
-            raise ValueError("these rows have no reference: set rows.reference to what Task.prepare gives")
-        return log_probs_E
+        return log_probs_E / counts_E.clamp(min=1)
 
     def _losses(self, rewarded_E: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of each example, (P,), or (E,) of answers judged alone."""
