@@ -29,11 +29,13 @@ from groundup.forecast import Forecast, Known
 from groundup.runtimes import torch as torch_runtime
 from groundup.serving import samples
 from groundup.serving.start import beginning
+from groundup.stages import _evaluate_labelled
 from groundup.text.tokenizers import Tokenizer
 from groundup.units import Bytes, Count, PositiveCount, show_bytes, show_count
 
 READS = {"of": "model", "data": "corpus"}
 WRITES = "report"
+ALL_SEEDS = ("of",)
 VERSION = 1
 
 Baseline = Literal["ngram", "xz", "unigram"]
@@ -66,10 +68,15 @@ class Config(StageSection):
     """Tokens of a forward pass."""
     device: str = "auto"
     """Where the model runs: auto, cpu, cuda or mps."""
+    slices: list[str] = Field(default=[])
+    """Columns of labelled rows to break the scores down by, such as language; each must be kept by `prepare`."""
 
 
 def run(config: Config, inputs: dict[str, Input], out: Draft) -> None:
     """Write report.html, report.md and report.json."""
+    if _evaluate_labelled.is_labelled(inputs["of"].artifact):
+        _evaluate_labelled.run(_wanted(config), inputs, out)
+        return
     clock = [time.perf_counter()]
     runtime = torch_runtime.load(_verified(inputs["of"].artifact), device=config.device)
     subject = _score(config, inputs, runtime, out)
@@ -94,6 +101,18 @@ def run(config: Config, inputs: dict[str, Input], out: Draft) -> None:
     out.write_json("log/seconds.json", {name: round(float(seconds), 2) for name, seconds in spent})
     out.metrics |= {name: found["estimate"] for name, found in data["scores"].items()}
     out.metrics["headline"] = words.short(data)
+
+
+def _wanted(config: Config) -> _evaluate_labelled.Wanted:
+    return _evaluate_labelled.Wanted(
+        seed=config.seed,
+        resamples=config.bootstrap,
+        max_documents=config.max_documents,
+        batch_tokens=config.batch_tokens,
+        device=config.device,
+        slices=tuple(config.slices),
+        rivals=config.baselines != (),
+    )
 
 
 def check(config: Config, inputs: dict[str, Known]) -> list[Mistake]:
