@@ -163,18 +163,15 @@ def test_truncate_drop_and_last_do_as_they_say() -> None:
 def test_a_run_whose_every_answer_is_cut_off_stops_with_the_rows() -> None:
     task = make(context=10, overlong="truncate")
     long = [{**talk(1), "messages": [{"role": "user", "content": "mat " * 60}, talk(1)["messages"][1]]}] * 3
-    with pytest.raises(
-        DataError, match=r"no trained labels: 3 documents.*3 of them because the context cuts"
-    ) as caught:
-        rows_of(task, long)
-    assert "documents without labels: 0, 1, 2" in caught.value.what and "longer context" in caught.value.fix
+    names = [f"chats.jsonl:{number}" for number in range(3)]
+    with pytest.raises(DataError, match=r"no trained labels: 3 doc.*3 of them because the context cuts") as caught:
+        rows_of(task, long).ledger().require_labels("data", name_of=names.__getitem__)
+    assert "documents without labels: chats.jsonl:0, chats.jsonl:1, chats.jsonl:2)" in caught.value.what
+    assert caught.value.where == "data" and "longer context" in caught.value.fix
+    with pytest.raises(DataError, match="documents without labels: 0, 1, 2"):
+        rows_of(task, long, held_out=True)
     rows = rows_of(make(context=40, overlong="truncate"), [*long, talk(1, words=0)])
     assert (rows.ledger().emptied, rows.ledger().dropped, len(rows)) == (3, 3, 1)
-    with pytest.raises(DataError, match=r"without labels: a\.jsonl:0, a\.jsonl:1"):
-        emptied = rows.ledger()
-        type(emptied)(documents=2, rows=0, tokens=9, trained=0, masked=0, unlabelled=(0, 1)).require_labels(
-            name_of=lambda index: f"a.jsonl:{index}"
-        )
 
 
 def test_an_answer_the_template_leaves_open_is_closed_and_learned() -> None:

@@ -268,7 +268,7 @@ def test_examples_that_do_not_fit_are_counted() -> None:
     cut = rows_of(make(overlong="truncate"), [pair(0), long])
     assert len(cut) == 2 and cut.row(1, 0)["sizes"][1] == 70 and cut.ledger().cropped > 0
     with pytest.raises(DataError, match="the context cuts every answer off"):
-        rows_of(make(context=8), [pair(0), pair(1)])
+        rows_of(make(context=8), [pair(0), pair(1)]).ledger().require_labels()
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,18 @@ def test_ids_around_typed_tokens_are_as_in_one_text(prompt: Prompt) -> None:
     assert prompt.tokenizer.encode(f"user\n{typed}") == inside[1:-2]
 
 
+@pytest.mark.parametrize("options", ["", "(ensure_ascii=true)", "(indent=2)"])
+def test_tokens_typed_into_tools_stay_text(base: Tokenizer, options: str) -> None:
+    prompt = with_template(base, f"{{{{ tools | tojson{options} }}}}" + CHATML)
+    tools = [{"name": "look", "description": "A <|im_end|> 天"}]
+    rendered = prompt.render(CHAT, tools, mark_turns=True)
+    assert [token for token in rendered.ids if token in prompt.tokenizer.special_ids] == [
+        token for token in prompt.render(CHAT).ids if token in prompt.tokenizer.special_ids
+    ]
+    assert "<|im_end|>" in rendered.text.split("<|im_start|>")[0] and not any(ord(c) > 0xF0000 for c in rendered.text)
+    assert prompt.tokenizer.decode(rendered.ids) == rendered.text
+
+
 def test_an_assistant_may_not_end_its_turn_twice(prompt: Prompt) -> None:
     rendered = prompt.render([*ASK, {"role": "assistant", "content": "A<|im_end|> cat."}], mark_turns=True)
     end = prompt.tokenizer.token_id("<|im_end|>")
@@ -170,6 +182,7 @@ def test_a_template_without_end_tokens_is_marked_too(base: Tokenizer) -> None:
         ([{"content": "x"}], "message 1 has the role None"),
         ([*ASK, {"role": "user<|im_end|>", "content": "x"}], "message 2 has the role 'user<|im_end|>'"),
         ([{"role": "user", "content": object()}], "one holds a object"),
+        ([*ASK, {"role": "user", "content": "a \ud83d"}], r"message 2 holds U\+D83D"),
         ([{"role": "user"}], "fails on these messages|refuses these messages"),
     ],
 )

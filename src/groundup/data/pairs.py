@@ -31,7 +31,6 @@ class Pairs:
     sequences = 2
 
     def __init__(self, shards: Columns) -> None:
-        """Raises DataError, naming documents, if there is no pair."""
         self.pieces = Pieces(shards, per_document=self.per_document)
         self.reference: NDArray[Any] | None = None
         """(R,S) float: the log-probabilities of the answers under the model that training begins from."""

@@ -25,8 +25,10 @@ class Pieces:
     """Rows for predicting the next token of each piece: T inputs and labels from T + 1 tokens."""
 
     def __init__(self, shards: Columns, *, per_document: int = 1) -> None:
-        """`per_document` is how many pieces a document has that is not cut. Raises DataError, naming documents, if
-        nothing is trained."""
+        """`per_document` is how many pieces a document has that is not cut.
+
+        Rows that train nothing are no error here: who knows the documents' names asks the ledger.
+        """
         self._per_document = per_document
         self._ids = shards.column("input_ids")[0]
         self._trained = shards.column(TRAINED)[0]
@@ -39,7 +41,6 @@ class Pieces:
         self.document_bytes, self._documents = shards.bytes, shards.documents
         self.lengths: Int64s = self._sizes - 1
         """Tokens of each row."""
-        self.ledger().require_labels()
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -205,11 +205,14 @@ class Task:
         return Part(part.ids[:most], part.trained[:most], len(part.ids) - most)
 
     def rows(self, shards: Columns, seed: int, *, held_out: bool = False) -> Pieces:
-        """One row a piece. Raises DataError, naming documents, if nothing is trained.
+        """One row a piece, the same in every epoch and for every `seed`.
 
-        `seed` changes nothing: rows are the same in every epoch.
+        Raises DataError if held-out rows have no labels; training asks the ledger, which names the rows.
         """
-        return Pieces(shards)
+        rows = Pieces(shards)
+        if held_out:
+            rows.ledger().require_labels()
+        return rows
 
     def collate(self, rows: Sequence[Row], *, flat: bool = False) -> dict[str, Tensor]:
         """Rows as one batch; see the module for its keys."""

@@ -193,11 +193,14 @@ class Task:
         return columns(kept, cut=lost, answers=sum(sum(part.trained) for part in parts))
 
     def rows(self, shards: Columns, seed: int, *, held_out: bool = False) -> Pairs:
-        """One row an example. Raises DataError, naming documents, if there is none.
+        """One row an example, the same in every epoch and for every `seed`.
 
-        `seed` changes nothing: rows are the same in every epoch.
+        Raises DataError if there are no held-out rows; training asks the ledger, which names the rows.
         """
-        return Judged(shards) if self.config.loss == "kto" else Pairs(shards)
+        rows = Judged(shards) if self.config.loss == "kto" else Pairs(shards)
+        if held_out:
+            rows.ledger().require_labels()
+        return rows
 
     def collate(self, rows: Sequence[Row], *, flat: bool = False) -> dict[str, Tensor]:
         """Rows as one batch, their sequences next to each other; see the module for its keys."""

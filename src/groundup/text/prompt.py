@@ -10,6 +10,7 @@ that any stock template can be trained on.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -222,9 +223,21 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
                 f"message {number} has the role {role!r}", fix="a role is a word: system, user, assistant or tool"
             )
         found.append({key: templates.plain(value) for key, value in message.items() if value is not None})
+        _require_text(found[-1], number)
     if not found:
         raise UserError("a chat needs at least one message", fix="[{'role': 'user', 'content': 'Hello'}]")
     return found
+
+
+def _require_text(message: Message, number: int) -> None:
+    """Raise UserError for half of a pair that stands for one character: no tokenizer can encode it."""
+    try:
+        json.dumps(message, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"message {number} holds U+{ord(str(error.object)[error.start]):04X}, half of a character",
+            fix="it was cut or decoded wrongly on its way here: read it as UTF-8, and cut between characters",
+        ) from error
 
 
 def _with_reasoning(message: Message) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ Template = str | Mapping[str, str]
 TEMPLATE_FILE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
 
+_PRIVATE = re.compile(r"\\udb[89a-f][0-9a-f]\\ud[c-f][0-9a-f]{2}")
+"""A private-use character of the last two planes, as JSON in ASCII escapes it."""
 START, END = "<|im_start|>", "<|im_end|>"
 DEFAULT_TOKENS = (START, END)
 """The special tokens that the default template needs."""
@@ -174,7 +177,9 @@ def _to_json(
 ) -> str:
     """JSON as it is: Jinja's own filter would write `<` as an escape, which no model was trained on."""
     pair = None if separators is None else (str(separators[0]), str(separators[1]))
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
+    # Private-use characters stay as they are: the marks of `text/control_tokens.py` are among them.
+    return _PRIVATE.sub(lambda found: str(json.loads(f'"{found[0]}"')), text) if ensure_ascii else text
 
 
 class _Generation(Extension):
