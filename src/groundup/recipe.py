@@ -21,6 +21,7 @@ from groundup import catalog, config
 from groundup.artifact import is_foreign_model, open_artifact
 from groundup.config import Mistake, Section, StageSection
 from groundup.errors import ArtifactError, Mistakes, Problem, UserError, nearest
+from groundup.places import expand
 from groundup.yaml import WIDE_COLON, Yaml
 
 FORMAT = 1
@@ -202,8 +203,8 @@ def _each_seed(stages: dict[str, Stage]) -> dict[str, Stage]:
 
 def reference(text: str) -> Reference:
     """`corpus`, `corpus.test` or a path, as what it points at."""
-    if "/" in text or text.startswith((".", "~")):
-        return Reference(None, Path(text).expanduser(), None)
+    if "/" in text or text.startswith((".", "~", "{")):
+        return Reference(None, Path(expand(text)) if "{" in text else Path(text).expanduser(), None)
     stage, _, part = text.partition(".")
     return Reference(stage, None, part or None)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-import sysconfig
 from collections.abc import Iterator
 
 from groundup.errors import DataError
+from groundup.places import expand
 
 MAGIC = re.compile(r"[*?\[]")
 """What makes a path a pattern."""
@@ -35,13 +35,6 @@ def matches(pattern: str) -> Iterator[tuple[str, bool]]:
         yield from ((path, False) for path in _walk(fixed, skip, depth) if fits.fullmatch(path))
     elif os.path.isfile(place):
         yield place, False
-
-
-def expand(pattern: str) -> str:
-    """A path as the system knows it: `{stdlib}` and `~` filled in, symbolic links untouched."""
-    if "{stdlib}" in pattern:
-        pattern = pattern.replace("{stdlib}", sysconfig.get_path("stdlib"))
-    return os.path.abspath(os.path.expanduser(pattern))
 
 
 def unreadable(name: str, error: OSError) -> DataError:

@@ -22,8 +22,9 @@ import zstandard
 from pydantic import Field, field_validator, model_validator
 
 from groundup.config import Section
-from groundup.data.source_paths import MAGIC, Exclusion, Names, expand, expression, fixed_part, matches, unreadable
+from groundup.data.source_paths import MAGIC, Exclusion, Names, expression, fixed_part, matches, unreadable
 from groundup.errors import DataError
+from groundup.places import expand
 
 Kind = Literal["text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned"]
 KINDS: dict[str, Kind] = {
@@ -67,7 +68,7 @@ class Source(Section):
     paths: list[str]
     """Files, folders or globs (`**` for any depth). `~` is the home folder, `{stdlib}` the folder of
     Python's standard library; other paths are relative to the current directory. `data.zip!*/train.txt`
-    names files inside an archive."""
+    names files inside an archive; `{package:NAME}` is the folder of an installed Python package."""
     exclude: list[str] = Field(default=[])
     """Globs of files to leave out, written like `paths`; one that begins with `**/` holds anywhere."""
     document: Literal["file", "line", "paragraph"] = "file"
