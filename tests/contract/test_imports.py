@@ -147,7 +147,7 @@ def is_allowed(found: Import) -> bool:
     here, there = place_of(found.source), place_of(found.target)
     if here == there:
         # What two stages share belongs to a noun, or, if it needs several nouns, to a file that is no stage.
-        return here != "stages" or found.target.split(".")[2:3][0].startswith("_")
+        return here != "stages" or found.target.partition(".")[2].startswith("_")
     allowed = MAY_IMPORT.get(here, set())
     return there in allowed or any(found.target.startswith(part) for part in allowed if "." in part)
 
