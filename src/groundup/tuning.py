@@ -30,6 +30,8 @@ from groundup.units import PositiveCount, Share
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from groundup.training.lr_finder import Finding
+
 Score = Callable[[Sequence[str], float], float]
 """A function of overrides (as for `--set`) and a budget, the share of a whole run in (0, 1]."""
 TRIALS_FILE = "trials.json"
@@ -364,3 +366,15 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         table.add_row(str(trial.number), *settings, f"{trial.budget:.0%}", shown)
     console.print(table)
     console.print("\nto use the best:", *outcome.lines, sep="\n  ", markup=False)
+
+
+def print_finding(console: Console, finding: Finding, stage: Stage) -> None:
+    """The curve of a learning-rate finder, and what to type to use what it suggests."""
+    from groundup.show import chart
+
+    console.print(f"loss while the rate grows from {finding.rates[0]:.1e} to {finding.rates[-1]:.1e}", markup=False)
+    console.print(chart(list(zip(finding.rates, finding.losses, strict=True))), markup=False)
+    steepest = "nowhere" if finding.steepest is None else f"{finding.steepest:.1e}"
+    middle = f"falls fastest at {steepest}; the middle of its longest fall is {finding.suggested:.1e}"
+    key = f"stages.{stage.name}.{stage.kind}.optimizer.lr"
+    console.print(f"{middle}\n\nto use it:\n  --set {key}={finding.suggested:g}", markup=False)

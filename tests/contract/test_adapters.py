@@ -30,9 +30,14 @@ def network(name: str = "gpt", **sizes: Any) -> Network:
     return create(model, config, LANGUAGE[name], seed=3).eval()
 
 
+def batch_for(model: Network) -> dict[str, Tensor]:
+    """Ids, and a target where the model writes one."""
+    return {"input_ids": IDS} | ({"decoder_input_ids": IDS.flip(1)} if model.head_kind == "translation" else {})
+
+
 def logits(model: Network) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model({"input_ids": IDS}).logits
+        found: Tensor = model(batch_for(model)).logits
     return found
 
 
@@ -53,7 +58,7 @@ def disturb(model: Network) -> Network:
 
 
 def backward(model: Network) -> None:
-    model({"input_ids": IDS}).logits.square().mean().backward()
+    model(batch_for(model)).logits.square().mean().backward()
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -18,7 +18,8 @@ from groundup import config as sections
 from groundup.artifact import Store
 from groundup.errors import Interrupted, MissingExtra, StageFailed, UserError
 from groundup.recipe import load
-from groundup.tuning import Outcome, Search, explore, print_outcome, shortened, tune
+from groundup.training.lr_finder import Finding, steepest, valley
+from groundup.tuning import Outcome, Search, explore, print_finding, print_outcome, shortened, tune
 
 RECIPE = """\
 groundup: 1
@@ -240,6 +241,18 @@ def test_an_interrupted_search_stops(recipe: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("groundup.runner._make", stop)
     with pytest.raises(Interrupted):
         tune(recipe, search(keys=RATE))
+
+
+def test_a_learning_rate_that_was_found_is_drawn(recipe: Path) -> None:
+    rates = [10.0 ** (i / 10 - 6) for i in range(50)]
+    losses = [1 / (1 + rate * 1e3) for rate in rates]
+    finding = Finding(rates, losses, steepest(rates, losses), valley(rates, losses))
+    text = io.StringIO()
+    print_finding(Console(file=text, width=120), finding, load(recipe).stages["base"])
+    assert (
+        "1e-06" in text.getvalue()
+        and f"--set stages.base.pretrain.optimizer.lr={finding.suggested:g}" in text.getvalue()
+    )
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,8 @@ def _whole_modules(network: Network, config: LowRank, *, new_tokens: bool) -> li
     elif not hasattr(network.head, "features"):
         # Heads over a vocabulary come with the checkpoint; the others begin at random.
         poolers = [name for name, _ in network.named_modules() if _ends_with(name, POOLER)]
-        beside = [network.head_name, *getattr(network.head, "siblings", {})]
+        siblings = getattr(network.head, "siblings", {})
+        beside = [network.head_name, *(name for name, found in siblings.items() if isinstance(found, nn.Module))]
         found = beside + [name for name in poolers if name.partition(".")[0] not in beside]
     if new_tokens:
         found += [name for name in _token_modules(network) if name not in found]

@@ -38,7 +38,7 @@ def trained(batch: Mapping[str, Tensor]) -> Tensor:
     """
     labels = batch.get("label", batch.get("labels"))
     if labels is None:
-        what = "this task's answers are places in a text, whose predictions cannot be compared token by token"
+        what = "r_drop compares predictions of classes, tags, tokens or numbers, and this task has none of these"
         raise UserError(what, fix="use the regulariser fgm or pgd, or none")
     return labels.isfinite() if labels.is_floating_point() else labels != IGNORED
 

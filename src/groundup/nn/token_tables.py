@@ -52,6 +52,9 @@ def grow(network: Network, vocab_size: int) -> Network:
             module.out_features = vocab_size
     for table in tables:
         table.num_embeddings = vocab_size
+    for key, constant in list(network.named_buffers(recurse=False)):
+        if constant.shape[-1] == before:  # a bias of scores that never trains
+            setattr(network, key, _longer(constant.t(), vocab_size).t())
     network.config = network.config.model_copy(update={"vocab_size": vocab_size})
     return network
 

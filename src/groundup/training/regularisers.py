@@ -11,7 +11,7 @@ B rows, T tokens, N tokens of a flat batch, E examples, D model width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,6 +28,8 @@ from groundup.training.objective import Batch, Forward, Objective
 from groundup.units import PositiveCount
 
 Positive = Annotated[float, Field(gt=0)]
+SlopesAt = Callable[[Sequence[Tensor]], list[Tensor]]
+"""The gradients of a loss by perturbations, at given ones."""
 
 
 class Regulariser(Section):
@@ -110,7 +112,7 @@ class Fgm(Regulariser):
     def count(self, batch: Batch) -> int:
         return 1  # its losses are divided by the counts of the task's own parts
 
-    def _worst(self, slopes: Sequence[Tensor], slopes_at: Any, batch: Batch) -> list[Tensor]:
+    def _worst(self, slopes: Sequence[Tensor], slopes_at: SlopesAt, batch: Batch) -> list[Tensor]:
         return [self.epsilon * directions(slope, batch.get("lengths")) for slope in slopes]
 
     @staticmethod
@@ -135,7 +137,7 @@ class Pgd(Fgm):
     step_size: Positive = 0.3
     """Length of a step, for each example."""
 
-    def _worst(self, slopes: Sequence[Tensor], slopes_at: Any, batch: Batch) -> list[Tensor]:
+    def _worst(self, slopes: Sequence[Tensor], slopes_at: SlopesAt, batch: Batch) -> list[Tensor]:
         lengths = batch.get("lengths")
         found = [torch.zeros_like(slope) for slope in slopes]
         for step in range(self.steps):
