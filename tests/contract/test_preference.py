@@ -22,6 +22,7 @@ from groundup.data.packing import IGNORED
 from groundup.data.pairs import CHOSEN, REJECTED, STRANGE, Pairs, apart
 from groundup.data.sample import Documents
 from groundup.errors import DataError
+from groundup.evaluation.metrics import sums
 from groundup.nn import preference_losses as losses
 from groundup.nn.network import Network, create
 from groundup.tasks import preference
@@ -219,7 +220,7 @@ def test_without_a_reference_nothing_is_trained_by_mistake(loss: str) -> None:
     summed, count = task.loss(network()(batch), batch)["loss"]
     assert bool(summed.detach().isnan()) == task.needs_reference and int(count) == 1
     (answer,) = task.answers(network()(batch), batch)
-    assert answer["margin"] == answer["margin"], "answers can be compared by likelihood"
+    assert answer["margins"] == answer["margins"] and answer["examples"] == 1, "answers can be compared by likelihood"
 
 
 def test_learning_widens_the_margin(loss: str) -> None:
@@ -237,15 +238,16 @@ def test_learning_widens_the_margin(loss: str) -> None:
         optimizer.zero_grad()
         (summed / count).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        sums = {name: float(values.sum()) for name, values in task.scores(net(batch), batch).items()}
-        scores.append({name: metric.of(sums) for name, metric in task.metrics.items()})
+        totals = {name: float(values.sum()) for name, values in task.scores(net(batch), batch).items()}
+        scores.append({name: metric.of(totals) for name, metric in task.metrics.items()})
     assert scores[-1]["loss"] < scores[0]["loss"] and scores[-1]["margin"] > scores[0]["margin"]
     assert scores[-1]["accuracy"] >= 0.9
     answers = task.answers(net(batch), batch)
     found = [task.answer([one], example).answer for one, example in zip(answers, examples(loss), strict=True)]
-    truths = [task.truth(example) for example in examples(loss)]
-    right = sum(a == b for a, b in zip(found, truths, strict=True)) / 12
-    assert right == pytest.approx(scores[-1]["accuracy"])
+    reported = {score.name: score.value for score in sums.scores(task.reported, found)}
+    assert reported == pytest.approx({name: scores[-1][name] for name in ("accuracy", "margin")})
+    assert task.answer([], examples(loss)[0]).answer == {"margins": 0, "right": 0, "examples": 0}
+    assert {task.truth(example) for example in examples(loss)} <= {"chosen", "good", "bad"}
 
 
 def test_one_sequence_alone_costs_nothing_and_counts_nothing() -> None:

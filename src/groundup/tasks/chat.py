@@ -85,7 +85,9 @@ class Task:
     labels: list[str] = []  # noqa: RUF012
     baseline = "none"
     metrics = METRICS
-    evaluation = "likelihood"
+    evaluation = "sums"
+    reported = METRICS
+    """The scores that the sums of `answer` make."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, context: int) -> None:
         """A tokenizer without a chat template gets the default one: `tokenizer` of the task then has more tokens."""

@@ -101,7 +101,9 @@ class Task:
     labels: list[str] = []  # noqa: RUF012
     baseline = "none"
     metrics = METRICS
-    evaluation = "classes"
+    evaluation = "sums"
+    reported = {name: metric for name, metric in METRICS.items() if name != "loss"}  # noqa: RUF012
+    """The scores that the sums of `answer` make; without a reference there is no loss to report."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, context: int) -> None:
         """A tokenizer without a chat template gets the default one: `tokenizer` of the task then has more tokens."""
@@ -252,22 +254,18 @@ class Task:
         return found | {"examples": (margins == margins).long(), "right": (margins > 0).long()}
 
     def answers(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-        """For each example `margin`, by how much the implicit reward is on the right side.
+        """For each example `margins`, by how much the implicit reward is on the right side, and whether it is `right`.
 
         Where the reference is not known, answers are compared by their log-probabilities alone.
         """
         known = {**batch, REFERENCE: batch[REFERENCE].nan_to_num()}
         margins = self._margins(self._rewarded(outputs, known).detach(), known)
-        return [{"margin": margin} for margin in margins.tolist()]
+        return [{"margins": margin, "right": float(margin > 0), "examples": 1} for margin in margins.tolist()]
 
     def answer(self, found: Sequence[Mapping[str, Any]], example: Mapping[str, Any]) -> Answer:
-        """Which of the two the model prefers, or what it takes an answer for. Raises DataError for what has no row."""
-        if not found:
-            where = str(example.get("source", ""))
-            raise DataError("an example that does not fit the context", where=where, fix="shorten or remove it")
-        margin, truth = float(found[0]["margin"]), self.truth(example)
-        other = {"chosen": "rejected", "good": "bad", "bad": "good"}[truth]
-        return Answer(truth if margin > 0 else other, confidence=abs(margin))
+        """The sums of `answers`: nothing at all for an example that has no row (too long, or two equal answers)."""
+        sums = {name: sum(row[name] for row in found) for name in ("margins", "right", "examples")}
+        return Answer(sums, confidence=abs(sums["margins"]))
 
     def truth(self, example: Mapping[str, Any]) -> str:
         """`chosen`; of answers judged alone `good` or `bad`."""
