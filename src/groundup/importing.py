@@ -36,6 +36,7 @@ class Imported:
             "digest": self.artifact.digest,
             "family": metrics.get("family"),
             "head": metrics.get("head"),
+            "computed_by": metrics.get("computed_by"),
             "parameters": metrics.get("parameters"),
             "context": metrics.get("context"),
             "vocab_size": metrics.get("vocab_size"),
@@ -74,6 +75,8 @@ def print_imported(console: Console, imported: Imported) -> None:
     tokens = f"{show_count(found['tokens'])} tokens" if found["tokens"] else "none: name one where you use the model"
     licences = [text for _, text in sorted(found["licences"].items())] or ["not stated: find out before you share"]
     console.print(f"family      {found['family']}, {parameters} parameters, context {found['context']}", markup=False)
+    if found["computed_by"] == "transformers":
+        console.print("computed by transformers: the family has no model file here", markup=False)
     console.print(f"tokenizer   {tokens}", markup=False)
     console.print(f"licence     {', '.join(licences)}", markup=False)
     for reason in found["restrictions"].values():

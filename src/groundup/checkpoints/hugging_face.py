@@ -24,7 +24,9 @@ from torch import Tensor
 
 from groundup import catalog
 from groundup.artifact import write_whole
-from groundup.errors import ArtifactError, UserError, nearest
+from groundup.errors import ArtifactError, MissingExtra, UserError, nearest
+from groundup.models import _bridge
+from groundup.models._bridge_network import Bridged
 from groundup.nn.initialisers import initialise
 from groundup.nn.network import ModelFile, Network, materialise
 from groundup.nn.shape import TransformerSection
@@ -61,6 +63,9 @@ def save(
     otherwise assume their family's.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(network, Bridged):
+        _save_bridged(folder, network, tokenizer_folder, dict(generation or {}), _describe_labels(labels, problem))
+        return
     model = catalog.load("models", network.config.name)
     # What a task keeps beside a head, such as a chain of tags, it writes itself: readers would not know it.
     weights = {name: tensor for name, tensor in network.state_dict().items() if ".beside." not in name}
@@ -77,8 +82,26 @@ def save(
     _write_json(folder / CONFIG, ids | described | {"dtype": dtype, "torch_dtype": dtype})
     _write_json(folder / GENERATION, dict(generation or {}) | ids)
     _write_weights(folder / WEIGHTS, weights)
-    for name in TOKENIZER_FILES if tokenizer_folder else ():
-        source = Path(tokenizer_folder or "") / name
+    _copy_tokenizer(tokenizer_folder, folder)
+
+
+def _save_bridged(
+    folder: Path,
+    network: Bridged,
+    tokenizer_folder: Path | None,
+    generation: dict[str, Any],
+    labels: dict[str, Any],
+) -> None:
+    """As `save`, for a network that transformers computes: it writes its own weights and config."""
+    ids = {key: generation.get(key) for key in SPECIAL_IDS}
+    _bridge.save(folder, network, {key: token for key, token in ids.items() if token is not None} | labels)
+    _write_json(folder / GENERATION, generation | ids)
+    _copy_tokenizer(tokenizer_folder, folder)
+
+
+def _copy_tokenizer(source_folder: Path | None, folder: Path) -> None:
+    for name in TOKENIZER_FILES if source_folder else ():
+        source = Path(source_folder or "") / name
         if source.is_file() and source.resolve() != (folder / name).resolve():
             shutil.copyfile(source, folder / name)
 
@@ -108,11 +131,14 @@ def load(
         fix = f"name one of its heads: {', '.join(model.HEADS)}"
         raise UserError("the checkpoint is a backbone without a head", where=str(folder / CONFIG), fix=fix)
     known = read_labels(given) if stored in SCORED else []
+    is_whole = kind == stored and outputs in (None, len(known)) and (labels is None or list(labels) == known)
+    if isinstance(config, _bridge.Config):
+        wanted: dict[str, Any] = {"labels": labels, "outputs": outputs, "dtype": dtype, "seed": seed}
+        return _bridge.load(folder, config, kind, known=known, is_whole=is_whole, **wanted)
     with torch.device("meta"):
         network = Network(
             cast(ModelFile, model), config, kind, (outputs or len(known) or 2) if kind in SCORED else None
         )
-    is_whole = kind == stored and outputs in (None, len(known)) and (labels is None or list(labels) == known)
     published = read_weights(folder, dtype, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
     weights = _as_ours(model, published, network, folder)
     if not is_whole and kind == stored:
@@ -134,12 +160,15 @@ def read_model(folder: Path) -> tuple[ModuleType, TransformerSection]:
 def inspect(folder: Path) -> Network:
     """The network in a Hugging Face directory without its weights, which are checked in all but their values.
 
-    Only names, shapes and types are read, so a model larger than the memory can be checked. Where the
-    checkpoint is a backbone alone, the head is the one without weights. Raises what `load` raises.
+    Only names, shapes and types are read, so a model larger than the memory can be checked; one that
+    transformers computes is read whole. Where the checkpoint is a backbone alone, the head is the one
+    without weights. Raises what `load` raises.
     """
     given = read_config(folder)
     model, config = _recognise(folder, given)
     kind = _stored_head(model, given) or BARE
+    if isinstance(config, _bridge.Config):
+        return load(folder, kind)
     with torch.device("meta"):
         network = Network(cast(ModelFile, model), config, kind, len(read_labels(given)) if kind in SCORED else None)
     stored = _read_shapes(folder, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
@@ -251,10 +280,9 @@ def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, Transfo
         raise UserError("the checkpoint is quantized, which cannot be opened here", where=where, fix=fix)
     models = [catalog.load("models", name) for name in catalog.names("models")]
     by_family = {name: model for model in models for name in getattr(model, "MODEL_TYPES", ())}
-    if family not in by_family:
-        raise UserError(f"no model opens the family {family!r}", where=where, fix=nearest(str(family), by_family))
+    model = by_family.get(str(family)) or _bridge_to(family, where, by_family)
     try:
-        return by_family[family], by_family[family].Config.from_hugging_face(given)
+        return model, model.Config.from_hugging_face(given)
     except ValidationError as error:
         first = error.errors()[0]
         what = f"its sizes do not fit together: {'.'.join(map(str, first['loc']))} {first['msg']}"
@@ -264,8 +292,21 @@ def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, Transfo
         raise
 
 
+def _bridge_to(family: Any, where: str, by_family: Mapping[str, Any]) -> ModuleType:
+    """The bridge to transformers, if it has this family. Raises UserError if not, or if it is not here."""
+    fix = nearest(str(family), by_family)
+    try:
+        if _bridge.knows(family):
+            return _bridge
+    except MissingExtra as error:
+        fix = f"{fix}; others open through transformers: {error.fix}"
+    raise UserError(f"no model opens the family {family!r}", where=where, fix=fix)
+
+
 def _stored_head(model: ModuleType, given: dict[str, Any]) -> str | None:
     """The kind of head a checkpoint holds, by its class name without the family; None if it is bare."""
+    if model is _bridge:
+        return _bridge.stored_head(given)
     classes = [str(name) for name in given.get("architectures") or []]
     exact = {ours: kind for kind, ours in model.ARCHITECTURES.items()}
     similar = {_purpose(ours): kind for kind, ours in model.ARCHITECTURES.items()}

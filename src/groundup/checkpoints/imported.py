@@ -19,6 +19,7 @@ from groundup import __version__
 from groundup.artifact import MANIFEST, Artifact, Draft, Store, digest_data, digest_file, open_artifact
 from groundup.checkpoints import gguf, hugging_face, unpickled
 from groundup.errors import ArtifactError, UserError
+from groundup.models._bridge_network import Bridged
 from groundup.progress import Reporter
 
 VERSION = 1
@@ -164,6 +165,8 @@ def _fill(draft: Draft, source: Source, licence: str) -> None:
         weights = [file for file in source.files.values() if file.suffix not in KEPT]
         unpickled.rewrite(weights, draft.path(hugging_face.WEIGHTS))
     draft.metrics |= check(draft.folder)
+    if draft.metrics["computed_by"] != "groundup":
+        draft.reporter.note(f"the family {draft.metrics['family']!r} has no model file here: transformers computes it")
     stated = licence or stated or read_licence(draft.folder)
     if stated:
         draft.licences[source.name] = stated
@@ -174,7 +177,8 @@ def _fill(draft: Draft, source: Source, licence: str) -> None:
 def check(folder: Path) -> dict[str, Any]:
     """The figures of a model directory, after its weights and tokenizer were found to fit its config.
 
-    parameters, vocab_size, context, tokens (of the tokenizer; 0 if there is none), family and head.
+    parameters, vocab_size, context, tokens (of the tokenizer; 0 if there is none), family, head, and
+    computed_by: `groundup`, or `transformers` for a family that has no model file here.
     Raises what `hugging_face.load` raises, and UserError for a tokenizer with ids that have no row.
     """
     network = hugging_face.inspect(folder)
@@ -186,6 +190,7 @@ def check(folder: Path) -> dict[str, Any]:
     return {
         "family": hugging_face.read_config(folder).get("model_type"),
         "head": network.head_kind,
+        "computed_by": "transformers" if isinstance(network, Bridged) else "groundup",
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "vocab_size": config.vocabulary,
         "context": config.context,
