@@ -21,7 +21,9 @@ from groundup.nn.network import Network, create
 CASES = [(name, head) for name in catalog.names("models") for head in catalog.load("models", name).HEADS]
 MODELS = catalog.names("models")
 OUTPUTS = {"sequence": 3, "tokens": 5, "span": 2}
-OVER_THE_VOCABULARY = ("language", "masked_language", "pretraining")
+OTHER_INPUTS = {"bert": ("token_type_ids",), "encoder_decoder": ("decoder_input_ids",)}
+"""What transformers' classes read beside `input_ids`."""
+OVER_THE_VOCABULARY = ("language", "masked_language", "pretraining", "translation")
 
 
 def tiny(name: str, head: str, **changes: object) -> Network:
@@ -34,7 +36,8 @@ def batch_for(network: Network, rows: int = 3, length: int = 12) -> dict[str, to
     ids = torch.randint(0, network.config.vocab_size, (rows, length), generator=generator)
     types = (torch.arange(length) >= length // 2).long().expand(rows, -1)
     labels = torch.randint(0, network.config.vocab_size, (rows, length), generator=generator)
-    return {"input_ids": ids, "token_type_ids": types, "labels": labels}
+    batch = {"input_ids": ids, "token_type_ids": types, "labels": labels}
+    return batch | ({"decoder_input_ids": labels.roll(1, 1)} if network.head_kind == "translation" else {})
 
 
 def loss_of(network: Network, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -98,9 +101,9 @@ def test_transformers_opens_what_was_saved(name: str, head: str, tmp_path: Path)
     published = getattr(transformers, catalog.load("models", name).ARCHITECTURES[head])
     theirs, report = published.from_pretrained(tmp_path, output_loading_info=True)
     assert not any({key for key in keys if "pooler" not in key or head != "embedding"} for keys in report.values())
-    types = {"token_type_ids": batch["token_type_ids"]} if name == "bert" else {}
+    others = {key: batch[key] for key in OTHER_INPUTS.get(name, ())}
     with torch.no_grad():
-        found = theirs.eval()(input_ids=ids, **types)
+        found = theirs.eval()(input_ids=ids, **others)
     match head:
         case "span":
             expected = torch.stack([found.start_logits, found.end_logits], dim=-1)
@@ -135,10 +138,17 @@ def test_padded_and_flat_batches_give_the_same_scores(name: str, head: str) -> N
     real = torch.arange(12) < lengths[:, None]
     ids = batch_for(network, rows=4)["input_ids"]
     types = (torch.arange(12) % 2).expand(4, -1)
-    padded = network({"input_ids": ids * real, "token_type_ids": types * real, "attention_mask": real})
     positions = torch.cat([torch.arange(int(n)) for n in lengths])[None]
+    inputs = {"input_ids": ids * real, "token_type_ids": types * real, "attention_mask": real}
     flat = {"input_ids": ids[real][None], "token_type_ids": types[real][None], "positions": positions}
-    found = network(flat | {"lengths": lengths})
+    flat |= {"lengths": lengths}
+    if head == "translation":  # its targets are of the sources' lengths in another order
+        turned = {"input_ids": ids.flip(0) * real.flip(0), "attention_mask": real.flip(0)}
+        inputs = turned | {"decoder_input_ids": ids * real, "decoder_attention_mask": real}
+        flat = {f"decoder_{key}": value for key, value in flat.items() if key != "token_type_ids"}
+        flat |= {"input_ids": ids.flip(0)[real.flip(0)][None], "lengths": lengths.flip(0)}
+        flat["positions"] = torch.cat([torch.arange(int(n)) for n in lengths.flip(0)])[None]
+    padded, found = network(inputs), network(flat)
     assert found.hidden.shape[:2] == (1, 34)  # more tokens than the context of 32: each text counts from zero
     torch.testing.assert_close(found.hidden[0], padded.hidden[real], atol=1e-5, rtol=0)
     expected = padded.logits[real][None] if padded.logits.dim() == 3 else padded.logits
@@ -153,6 +163,7 @@ VARIANTS = [(name, {}) for name in MODELS] + [
     ("bert", {"positions": "sinusoidal", "norm_order": "pre", "token_types": 3}),
     ("roberta", {"positions": "sinusoidal", "norm_order": "pre", "token_types": 3, "pad_id": 0}),
     ("distilbert", {"activation": "relu", "d_ff": 40}),
+    ("encoder_decoder", {"norm_order": "pre", "decoder_layers": 3, "activation": "swish"}),
 ]
 
 

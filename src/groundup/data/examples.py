@@ -26,7 +26,8 @@ class Examples:
 
     tokens: columns with one value a token, `input_ids` first. values: columns with one value an example
     (a row then holds a 0-d array), or a fixed number of them by `vectors`. `labels` is the column that
-    is trained: -100 in it trains nothing.
+    is trained: -100 in it trains nothing. `sides` are the columns whose sizes make up the length of a row:
+    a source and a target have two.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Examples:
         tokens: Sequence[str] = ("input_ids",),
         values: Collection[str] = (),
         vectors: Collection[str] = (),
+        sides: Sequence[str] = ("input_ids",),
         drop_cropped: bool = False,
     ) -> None:
         """`drop_cropped` leaves out every example that had to be cut. Raises DataError without any label."""
@@ -48,6 +50,7 @@ class Examples:
         if CROPPED in _names(shards):
             self._cropped = np.asarray(shards.column(CROPPED)[0], np.int64)
         left_out = (sizes == 0) | ((self._cropped > 0) & drop_cropped)
+        sizes = sum((np.diff(self.columns[name][1]) for name in sides), start=np.zeros_like(sizes))
         self.chosen: Int64s = np.flatnonzero(~left_out)
         self.lengths: Int64s = sizes[self.chosen]
         self._documents, self._tokens = shards.documents, int(sizes.sum())

@@ -2,22 +2,28 @@
 
 Both carry the same labels, so a loss that sums over labels is the same for either.
 
+A row may have two sides: a source, `input_ids`, and a target, `decoder_input_ids` with `labels`. The target
+then has its own `decoder_attention_mask`, or `decoder_positions` and `decoder_lengths`.
+
 Axes: B rows, T tokens of the longest, E examples (= B), N tokens of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from groundup.data.loader import Batch, stack
 from groundup.data.packing import Row
 
-TOKENS = ("input_ids", "token_type_ids", "labels", "weights", "marks")
+TOKENS = ("input_ids", "token_type_ids", "labels", "weights", "marks", "decoder_input_ids")
 """The keys of a row with one value a token, wherever they occur; all others are per example."""
+TARGET = "decoder_"
+"""What the keys of a target begin with."""
 
 
 def padded(rows: Sequence[Row], fill: Mapping[str, int]) -> Batch:
@@ -25,9 +31,11 @@ def padded(rows: Sequence[Row], fill: Mapping[str, int]) -> Batch:
 
     `fill` gives the filling by key; labels are filled with -100. Other keys are stacked, (B,) or (B,…).
     """
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return stack(rows, fill=fill) | {"attention_mask": mask}
+    batch = stack(rows, fill=fill)
+    for side in _sides(rows[0]):
+        lengths = torch.from_numpy(_lengths(rows, side))
+        batch[f"{side}attention_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+    return batch
 
 
 def flat(rows: Sequence[Row]) -> Batch:
@@ -35,15 +43,30 @@ def flat(rows: Sequence[Row]) -> Batch:
 
     Rows of equal length should be neighbours: attention takes one call for each run of them.
     """
-    lengths = np.array([len(row["input_ids"]) for row in rows], np.int64)
     batch = {
         key: torch.from_numpy(
             np.concatenate([row[key] for row in rows])[None] if key in TOKENS else np.stack([row[key] for row in rows])
         )
         for key in rows[0]
     }
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    return batch | {"positions": torch.from_numpy(positions)[None], "lengths": torch.from_numpy(lengths)}
+    for side in _sides(rows[0]):
+        lengths = _lengths(rows, side)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        batch |= {f"{side}positions": torch.from_numpy(positions)[None], f"{side}lengths": torch.from_numpy(lengths)}
+    return batch
+
+
+def _sides(row: Collection[str]) -> tuple[str, ...]:
+    return ("", TARGET) if f"{TARGET}input_ids" in row else ("",)
+
+
+def _side(key: str, row: Collection[str]) -> str:
+    """The side that a key with one value a token belongs to."""
+    return TARGET if key.startswith(TARGET) or (key == "labels" and len(_sides(row)) > 1) else ""
+
+
+def _lengths(rows: Sequence[Row], side: str) -> NDArray[np.int64]:
+    return np.array([len(row[f"{side}input_ids"]) for row in rows], np.int64)
 
 
 def collate(rows: Sequence[Row], *, fill: Mapping[str, int], is_flat: bool) -> Batch:
@@ -58,8 +81,13 @@ def one_by_one(batch: Mapping[str, Tensor]) -> Iterator[Batch]:
         for i in range(len(batch["input_ids"])):
             yield {key: value[i : i + 1] for key, value in batch.items()}
         return
-    start = 0
-    for i, length in enumerate(lengths.tolist()):
-        of_tokens = {key: batch[key][:, start : start + length] for key in batch if key in (*TOKENS, "positions")}
+    starts = dict.fromkeys(_sides(batch), 0)
+    for i in range(len(lengths)):
+        spans = {side: slice(at, at + int(batch[f"{side}lengths"][i])) for side, at in starts.items()}
+        of_tokens = {
+            key: value[:, spans[_side(key, batch)]]
+            for key, value in batch.items()
+            if key in (*TOKENS, "positions", f"{TARGET}positions")
+        }
         yield of_tokens | {key: value[i : i + 1] for key, value in batch.items() if key not in of_tokens}
-        start += length
+        starts = {side: span.stop for side, span in spans.items()}

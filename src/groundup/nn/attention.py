@@ -3,7 +3,8 @@
 A backbone computes queries, keys and values and calls `attend(q, k, v, layer)`. What may be seen is
 the context's business: everything before (`Causal`), everything (`Bidirectional`), only one's own
 document (`Documents`, `Ragged`), or what a cache holds (`Cached`). Masks are made once, when the context is,
-and shared by all layers.
+and shared by all layers. Targets look at their source in the same way: keys and values then come from
+other tokens than queries do (`Bidirectional`, `RaggedAcross`, `Beams`).
 
 Axes: B rows, T tokens, S cached slots, H query heads, G key-value heads (H is a multiple of G),
 K dimensions of a head.
@@ -30,10 +31,13 @@ QUERY_BLOCK = 128
 
 
 class Attend(Protocol):
-    """What a backbone calls in each layer: (B,T,H,K), (B,T,G,K) twice and the layer give (B,T,H,K)."""
+    """What a backbone calls in each layer: (B,T,H,K), (B,S,G,K) twice and the layer give (B,T,H,K).
+
+    S is T unless other tokens are looked at than those that look.
+    """
 
     def __call__(
-        self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, layer: int, /, *, dropout: float = 0.0
     ) -> Tensor: ...
 
 
@@ -88,7 +92,7 @@ class Ragged:
         done, found = 0, []
         for length, count in self.runs:
             span = slice(done, done + length * count)
-            q, k, v = (x[0, span].unflatten(0, (count, length)) for x in (q_BTHK, k_BTGK, v_BTGK))
+            q, k, v = (x[0, span].reshape(count, length, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGK))
             out = (
                 attend_causally(q, k, v, dropout=dropout)
                 if self.causal
@@ -97,6 +101,42 @@ class Ragged:
             found.append(out.flatten(0, 1))
             done = span.stop
         return torch.cat(found)[None]
+
+
+class RaggedAcross:
+    """Targets end to end in one row, (1,N), each seeing all of its own source in another row, (1,M).
+
+    Neighbours whose sources and whose targets are equally long are attended to together.
+    """
+
+    def __init__(self, source_lengths_E: Tensor, target_lengths_E: Tensor) -> None:
+        pairs = zip(source_lengths_E.tolist(), target_lengths_E.tolist(), strict=True)
+        self.runs = [(*pair, len(list(run))) for pair, run in groupby(pairs)]
+
+    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        sources, targets, found = 0, 0, []
+        for source, target, count in self.runs:
+            span, other = slice(targets, targets + target * count), slice(sources, sources + source * count)
+            q = q_BTHK[0, span].reshape(count, target, *q_BTHK.shape[2:])
+            k, v = (x[0, other].reshape(count, source, *x.shape[2:]) for x in (k_BSGK, v_BSGK))
+            found.append(scaled_dot_product(q, k, v, dropout=dropout).flatten(0, 1))
+            targets, sources = span.stop, other.stop
+        return torch.cat(found)[None]
+
+
+class Beams:
+    """The next token of each of several beams, (B·W,1), sees the source of its example, which is held once.
+
+    The beams of an example stand together; `attention_mask_BS` is True where a source has a token.
+    """
+
+    def __init__(self, attention_mask_BS: Tensor, beams: int, dtype: torch.dtype = torch.float32) -> None:
+        self.beams, self.across = beams, Bidirectional(attention_mask_BS, dtype)
+
+    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        # Where a source is looked at, the order of queries means nothing: beams can stand for positions.
+        q_BWHK = q_BTHK.reshape(-1, self.beams, *q_BTHK.shape[2:])
+        return self.across(q_BWHK, k_BSGK, v_BSGK, layer, dropout=dropout).flatten(0, 1)[:, None]
 
 
 class Cached:
@@ -141,6 +181,13 @@ def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype =
     if causal:
         return Causal() if mask is None else Documents(mask.int(), causal, dtype)
     return Bidirectional(mask, dtype)
+
+
+def across_batch(batch: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Attend:
+    """How the targets of a batch see their sources: all of its tokens, by `lengths` or `attention_mask`."""
+    if "lengths" in batch:
+        return RaggedAcross(batch["lengths"], batch["decoder_lengths"])
+    return Bidirectional(batch.get("attention_mask"), dtype)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

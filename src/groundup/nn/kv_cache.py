@@ -74,6 +74,11 @@ class KeyValueCache:
         index = torch.tensor(rows, device=self.device)
         return self.keys_LRGSK[layer, :, :, :length][index], self.values_LRGSK[layer, :, :, :length][index]
 
+    def reorder(self, rows_R: Tensor, length: int) -> None:
+        """Make each row what row `rows_R` was, as far as `length` tokens: beams that split and end."""
+        self.keys_LRGSK[..., :length, :] = self.keys_LRGSK[:, rows_R, :, :length]
+        self.values_LRGSK[..., :length, :] = self.values_LRGSK[:, rows_R, :, :length]
+
     def copy_row(self, source: int, target: int) -> None:
         """Make one row what another is: a shared prompt, or a beam that splits."""
         self.keys_LRGSK[:, target] = self.keys_LRGSK[:, source]

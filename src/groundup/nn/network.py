@@ -5,7 +5,8 @@ names of the published layout (`model.layers.0.…`, `lm_head.weight`; `bert.…
 once.
 
 A batch is padded, (B,T) with `attention_mask`, or flat: its examples end to end in one row, (1,N), with
-their `lengths`. `Outputs` finds an example's tokens in either.
+their `lengths`. `Outputs` finds an example's tokens in either. Where a model reads a source and writes a
+target, the keys of the target begin with `decoder_`.
 
 Axes: B rows, T tokens, E examples, N tokens of a flat batch, D model width, V vocabulary, K outputs.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,15 @@ from torch import Tensor, nn
 from groundup.config import Named
 from groundup.errors import UserError, nearest
 from groundup.nn.adapted import Adaptation
-from groundup.nn.attention import Attend, for_batch
+from groundup.nn.attention import Attend, across_batch, for_batch
 from groundup.nn.heads import Reads
 from groundup.nn.initialisers import initialise
 from groundup.nn.shape import TransformerSection
 
 INPUTS = ("input_ids", "positions", "document_ids", "attention_mask", "token_type_ids", "lengths")
 """The keys of a batch that a backbone reads; the others are the loss's."""
+TARGET = "decoder_"
+"""What the keys of a target begin with: decoder_input_ids, and its own positions, attention_mask and lengths."""
 
 
 class Backbone(Protocol):
@@ -51,12 +54,33 @@ class Backbone(Protocol):
     ) -> Tensor: ...
 
 
+class TwoSided(Protocol):
+    """A backbone that reads a source and writes a target; it has `context` and `checkpoint_activations` too."""
+
+    def encode(self, input_ids_BS: Tensor, attend: Attend, positions_BS: Tensor | None = None) -> Tensor:
+        """Hidden states of sources, (B,S,D)."""
+
+    def decode(
+        self,
+        input_ids_BT: Tensor,
+        source: Any,
+        attend: Attend,
+        across: Attend,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of targets, (B,T,D); `source` is what `encode` gave, or `remember` made of it."""
+
+    def remember(self, source_BSD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of sources, (B,S,H,K) each, by layer: what writing token by token needs of them."""
+
+
 class Head(Protocol):
     """A language head: features, then one linear layer over the vocabulary, so a loss can join in.
 
     Heads of other kinds have no `features`; those that read one vector an example say so by `reads`
     (see `nn/heads.py`). Modules that are published next to the head instead of within it are its
-    `siblings`: a plain mapping of their names to them.
+    `siblings`: a plain mapping of their names to them. So are fixed tensors; they become the network's
+    own, and a head with such finds them there: it gets a tuple of the network as its `network`.
     """
 
     published: str
@@ -87,10 +111,14 @@ class Outputs:
     """What a forward pass gives: hidden states, and the head to apply where it is worth it."""
 
     hidden: Tensor
-    """(B, T, D)"""
+    """(B, T, D); of the target where the batch has one, of the source otherwise."""
     head: Head
     batch: Mapping[str, Tensor] = field(default_factory=dict)
     """What went in: it tells where examples begin and end."""
+    backbone: TwoSided | None = None
+    """What reads sources and writes targets, for who goes on writing; None if the model is of another kind."""
+    source: Tensor | None = None
+    """(B, S, D): the hidden states of the source, for such a model."""
 
     @cached_property
     def logits(self) -> Tensor:
@@ -98,7 +126,7 @@ class Outputs:
 
         A loss that can should use `head.features` instead of (B, T, V).
         """
-        reads = getattr(self.head, "reads", "all")
+        reads: Any = getattr(self.head, "reads", "all")
         return self.head(self.hidden if reads == "all" else self.examples(reads))
 
     @property
@@ -122,13 +150,21 @@ class Outputs:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """Where each example begins among the B·T positions, and how many tokens it has; (E,) each."""
-        lengths = self.batch.get("lengths")
-        if lengths is not None:
-            return lengths.cumsum(0) - lengths, lengths
-        rows, width = self.hidden.shape[:2]
-        start_B = torch.arange(rows, device=self.hidden.device) * width
-        mask = self.batch.get("attention_mask")
-        return start_B, torch.full_like(start_B, width) if mask is None else mask.sum(1)
+        return places(self.hidden, self.batch, TARGET if f"{TARGET}input_ids" in self.batch else "")
+
+
+def places(hidden_BTD: Tensor, batch: Mapping[str, Tensor], side: str = "") -> tuple[Tensor, Tensor]:
+    """Where each example begins among the B·T positions, and how many tokens it has; (E,) each.
+
+    `side` is TARGET for hidden states of targets.
+    """
+    lengths = batch.get(f"{side}lengths")
+    if lengths is not None:
+        return lengths.cumsum(0) - lengths, lengths
+    rows, width = hidden_BTD.shape[:2]
+    start_B = torch.arange(rows, device=hidden_BTD.device) * width
+    mask = batch.get(f"{side}attention_mask")
+    return start_B, torch.full_like(start_B, width) if mask is None else mask.sum(1)
 
 
 class Network(nn.Module):
@@ -150,8 +186,12 @@ class Network(nn.Module):
         self.head_name = cast(Head, head).published
         self.add_module(self.prefix, backbone)
         self.add_module(self.head_name, head)
-        for name, module in getattr(head, "siblings", {}).items():
-            self.add_module(name, module)
+        for name, found in getattr(head, "siblings", {}).items():
+            if isinstance(found, Tensor):
+                self.register_buffer(name, found)
+                cast(Any, head).network = (self,)
+            else:
+                self.add_module(name, found)
 
     @property
     def backbone(self) -> Backbone:
@@ -166,12 +206,24 @@ class Network(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], attend: Attend | None = None) -> Outputs:
         """Hidden states (B,T,D) of a batch with its head; see `INPUTS` for the keys that are read.
 
-        `attend` replaces the attention context that the batch asks for, as a cache does.
+        `attend` replaces the attention context that the batch asks for, as a cache does. A model that writes
+        a target gives the hidden states of `decoder_input_ids`, or those of the source in a batch without.
         """
+        if hasattr(self.backbone, "decode"):
+            return self._of_two_sides(batch, cast(TwoSided, self.backbone))
         if attend is None:
             attend = for_batch(batch, causal=self.backbone.causal)
         hidden_BTD = self.backbone(batch["input_ids"], attend, batch.get("positions"), batch.get("token_type_ids"))
         return Outputs(hidden_BTD, self.head, batch)
+
+    def _of_two_sides(self, batch: Mapping[str, Tensor], backbone: TwoSided) -> Outputs:
+        source_BSD = backbone.encode(batch["input_ids"], for_batch(batch, causal=False), batch.get("positions"))
+        target = {key.removeprefix(TARGET): value for key, value in batch.items() if key.startswith(TARGET)}
+        if not target:
+            return Outputs(source_BSD, self.head, batch, backbone, source_BSD)
+        attend, across = for_batch(target, causal=True), across_batch(batch)
+        hidden_BTD = backbone.decode(target["input_ids"], source_BSD, attend, across, target.get("positions"))
+        return Outputs(hidden_BTD, self.head, batch, backbone, source_BSD)
 
 
 def create(

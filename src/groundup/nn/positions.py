@@ -105,6 +105,24 @@ def sinusoids(context: int, d_model: int) -> Tensor:
     return torch.stack((angles_SD.sin(), angles_SD.cos()), dim=-1).flatten(1).float()
 
 
+class Sinusoids(nn.Module):
+    """The fixed position table with all sines before all cosines, as Marian lays it out; nothing saved.
+
+    The dimensions are those of `sinusoids` in another order, which a trained layer cannot tell apart.
+    """
+
+    table: Tensor
+
+    def __init__(self, context: int, d_model: int) -> None:
+        super().__init__()
+        interleaved_SD = sinusoids(context, d_model)
+        self.register_buffer("table", torch.cat((interleaved_SD[:, ::2], interleaved_SD[:, 1::2]), 1), persistent=False)
+
+    def forward(self, positions_BT: Tensor | None, length: int) -> Tensor:
+        """Vectors of positions 0…T-1, (T,D), or of the given ones, (B,T,D)."""
+        return self.table[:length] if positions_BT is None else F.embedding(positions_BT, self.table)
+
+
 class PositionTable(nn.Module):
     """One vector per position, trained or the fixed sinusoids; published as an embedding's `weight`."""
 
