@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 from tokenizers import models
 
-from groundup import generation
+from groundup import catalog, generation
 from groundup.artifact import Store
 from groundup.checkpoints import hugging_face
 from groundup.checkpoints.imported import bring
@@ -258,3 +258,26 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match=r"no model opens the family 'gpt_neox'") as caught:
         hugging_face.load(tmp_path / "a")
     assert "pip install 'groundup[bridges]'" in str(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # peft asks transformers by an old name
+def test_an_adapter_of_it_is_one_that_peft_opens(tmp_path: Path) -> None:
+    import peft as library
+
+    from groundup.checkpoints import peft
+
+    theirs = write("GPTNeoX", "ForCausalLM", tmp_path / "theirs")
+    lora = catalog.load("adapters", "lora")
+    network = lora.wrap(hugging_face.load(tmp_path / "theirs"), lora.Config(rank=4, targets="all"), seed=1)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.1)
+    expected = network.eval()(rows()).logits
+    peft.save_adapter(tmp_path / "adapter", network, base="theirs")
+    opened: Any = library.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    batch = rows()
+    found = opened(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"].long()).logits
+    real = batch["attention_mask"]
+    torch.testing.assert_close(expected[real], found[real], atol=1e-5, rtol=0)
+    torch.testing.assert_close(lora.merge(network)(batch).logits, expected, atol=1e-5, rtol=0)

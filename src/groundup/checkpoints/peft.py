@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -295,7 +296,8 @@ def _tied(model: ModuleType, network: Network) -> dict[str, str]:
 
 
 def _model_of(network: Network) -> ModuleType:
-    return catalog.load("models", network.config.name)
+    # Not by name: a family that transformers computes has its own name and no file.
+    return sys.modules[type(network.config).__module__]
 
 
 def _published(network: Network, name: str) -> str:
