@@ -229,7 +229,8 @@ def greedy_tokens(
         assert torch.equal(mine.argmax(-1)[real], scores.argmax(-1)[real])
         return f"equal ({int(real.sum())})"
     model, count = generation.load(folder), 0
-    for text, row in list(zip(TEXTS, rows, strict=True))[:8]:
+    few = 8 if model.runtime.vocab_size < 1000 else 2  # a real model takes its time
+    for text, row in list(zip(TEXTS, rows, strict=True))[:few]:
         prompt: Any = {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
         told = theirs.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(row) :].tolist()
         settings = sampling({"temperature": 0.0, "max_new_tokens": NEW_TOKENS})
