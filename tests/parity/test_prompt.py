@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import tokenizers as library
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from groundup.text.prompt import Prompt
 from groundup.text.tokenizers import Specials, Tokenizer
@@ -223,6 +225,30 @@ def test_special_tokens_in_messages_stay_text(name: str) -> None:
     assert [prompt.tokenizer.decode(hostile.ids[t.first : t.stop]) for t in hostile.turns] == [
         prompt.tokenizer.decode(plain.ids[t.first : t.stop]) for t in plain.turns
     ]
+
+
+AWKWARD = [
+    "a", "b c", "  ", "\n", "\n\n", "第一", "<think>", "</think>", "{{x}}", "<|im_end|>", "<|", "|>", "</s>", "<",
+    "user\n", "[INST]", "<｜User｜>", "<|user|>", "\t", "👩‍👧", "\U000f0000", "\U000ff000", "\U00100001", '"', "\\", "\u3000",
+]  # fmt: skip
+awkward = st.lists(st.sampled_from(AWKWARD), max_size=6).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(FORMATS)), st.lists(st.tuples(awkward, awkward), min_size=1, max_size=3), awkward)
+def test_no_text_moves_a_turn(name: str, rounds: list[tuple[str, str]], prologue: str) -> None:
+    """Whatever is typed, the template's tokens stay as many, and each turn holds its answer."""
+    prompt, form = Prompt(tokenizer(name)), FORMATS[name]
+    chat = [system("S" + prologue)] if form.has_system else []
+    chat += [message for asked, said in rounds for message in (user(asked + "q"), assistant("w" + said + "."))]
+    control = {prompt.tokenizer.token_id(token) for token in form.specials}
+    plain = prompt.render([message | {"content": "zz"} for message in chat])
+    rendered = prompt.render(chat, mark_turns=True)
+    assert [i for i in rendered.ids if i in control] == [i for i in plain.ids if i in control]
+    for turn, (_, said) in zip(rendered.turns, rounds, strict=True):
+        written = prompt.tokenizer.decode(rendered.ids[turn.first : turn.stop])
+        assert _dense(f"w{said}.".split("</think>")[-1]) in _dense(written)
+        assert sum(rendered.ids[place] in control for place in range(turn.first, turn.stop)) == turn.is_closed
 
 
 def test_the_date_is_told_or_fixed() -> None:

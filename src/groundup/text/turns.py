@@ -53,6 +53,8 @@ class Frame:
     """What ends a turn where no token does."""
     structural: frozenset[str]
     """The tokens that separate turns."""
+    known: re.Pattern[str]
+    """Finds every token that has an id of its own."""
 
 
 def probe(draw: Draw, tokens: Sequence[str]) -> Frame:
@@ -66,18 +68,17 @@ def probe(draw: Draw, tokens: Sequence[str]) -> Frame:
     a, b, c, d = (_place(text, word) for word in PROBE)
     middle, tail = text[b + len(PROBE[1]) : c], text[d + len(PROBE[3]) :]
     asked, unasked = draw(first, True), draw(first, False)
-    common = _common(asked, unasked)
-    # Where the two part inside a token, the header begins with that token.
-    cut = next((m.start() for m in known.finditer(asked) if m.start() < common < m.end()), common)
+    cut = _common(asked, unasked, known)
     closing = [known.search(part) for part in (middle, tail)]
     # What is written after an answer whether another message follows or not, before any token, ends turns by itself.
-    shared = middle[: min(_common(middle, tail), closing[0].start() if closing[0] else len(middle))].rstrip()
+    shared = middle[: min(_common(middle, tail, known), closing[0].start() if closing[0] else len(middle))].rstrip()
     frame = text[:a] + text[a + len(PROBE[0]) : b] + middle
     return Frame(
         header=asked[cut:],
         closers=() if shared.strip() else tuple(dict.fromkeys(found[0] for found in closing if found)),
         plain_close=shared if shared.strip() else "",
         structural=frozenset(found[0] for found in known.finditer(frame)),
+        known=known,
     )
 
 
@@ -128,7 +129,7 @@ def _begin(
     # What a model in use is asked with goes on from the last message as the text does, up to its own answer.
     if anchored[0] != last:
         return content
-    return known + _common(asked[anchored[1] :], text[known:limit])
+    return known + _common(asked[anchored[1] :], text[known:limit], frame.known)
 
 
 def _latest(places: Mapping[int, Place], number: int, limit: int) -> tuple[int, int]:
@@ -268,7 +269,8 @@ def _untold(number: int) -> UserError:
     )
 
 
-def _common(first: str, second: str) -> int:
-    """How many characters two strings begin with in common."""
+def _common(first: str, second: str, known: re.Pattern[str]) -> int:
+    """How many characters two strings begin with in common, not counting half of a token of the first."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+    common = next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+    return next((m.start() for m in known.finditer(first) if m.start() < common < m.end()), common)
