@@ -203,6 +203,11 @@ def test_a_target_that_is_not_there_gets_the_nearest() -> None:
         wrapped(network(), modules_to_save=["classifier"])
 
 
+def test_nothing_to_adapt_is_said() -> None:
+    with pytest.raises(UserError, match="the model 'gpt' has no linear layers to adapt"):
+        wrapped(network(), modules_to_save=["layers"])
+
+
 def test_wrapping_twice_and_merging_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="has an adapter already"):
         wrapped(wrapped(network()))

@@ -187,6 +187,23 @@ def test_we_open_tables_that_peft_trained(tie: bool, tmp_path: Path) -> None:
     assert torch.allclose(ours(network), theirs(model), atol=1e-5)
 
 
+def test_a_family_that_transformers_computes_takes_adapters_too(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    config = transformers.GPTNeoXConfig(vocab_size=61, max_position_embeddings=32, **sizes)
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "base")
+    network = adapted(tmp_path / "base", "dora")
+    save_adapter(tmp_path / "adapter", network, base=tmp_path / "base")
+    found = opened(transformers.GPTNeoXForCausalLM, tmp_path / "base", tmp_path / "adapter")
+    assert torch.allclose(theirs(found), ours(network), atol=1e-5)
+    again = load_adapter(hugging_face.load(tmp_path / "base"), tmp_path / "adapter")
+    assert torch.allclose(ours(merged(again)), ours(network), atol=1e-5)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_adapter_of_a_quantised_base_knows_the_whole_one(bits: int, tmp_path: Path) -> None:
     folder = base(tmp_path / "base")

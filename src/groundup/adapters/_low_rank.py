@@ -220,12 +220,16 @@ def _targets(network: Network, config: LowRank, whole: Iterable[str]) -> dict[st
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(f"{network.prefix}.") and not f"{name}.".startswith(inside)
     }
-    if config.targets == "all":
-        return layers
-    if config.targets == "attention":
-        return {name: layer for name, layer in layers.items() if re.search("attn|attention", name.lower())}
-    wanted = _named(config.targets, list(layers), "linear layer of the backbone")
-    return {name: layer for name, layer in layers.items() if name in wanted}
+    wanted = config.targets
+    if isinstance(wanted, list):
+        named = _named(wanted, list(layers), "linear layer of the backbone")
+        return {name: layer for name, layer in layers.items() if name in named}
+    if wanted == "attention":
+        layers = {name: layer for name, layer in layers.items() if re.search("attn|attention", name.lower())}
+    if not layers:
+        fix = "train all of its weights: leave out `adapter`"
+        raise UserError(f"the model {network.config.name!r} has no linear layers to adapt ({wanted})", fix=fix)
+    return layers
 
 
 def _named(ends: Iterable[str], names: list[str], kind: str) -> list[str]:
