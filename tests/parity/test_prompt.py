@@ -229,7 +229,8 @@ def test_special_tokens_in_messages_stay_text(name: str) -> None:
 
 AWKWARD = [
     "a", "b c", "  ", "\n", "\n\n", "第一", "<think>", "</think>", "{{x}}", "<|im_end|>", "<|", "|>", "</s>", "<",
-    "user\n", "[INST]", "<｜User｜>", "<|user|>", "\t", "👩‍👧", "\U000f0000", "\U000ff000", "\U00100001", '"', "\\", "\u3000",
+    "user\n", "[INST]", "<｜User｜>", "<|user|>", "\t", "👩‍👧", "\U000f0000", "\U000ff000", "\U00100001",
+    '"', "\\", "\u3000",
 ]  # fmt: skip
 awkward = st.lists(st.sampled_from(AWKWARD), max_size=6).map("".join)
 
