@@ -113,8 +113,7 @@ def _confidence(data: Data) -> str:
         at = data["risk_coverage"]["risk_at"]
         shares = ", ".join(f"{100 * risk:.1f} % at {share.removesuffix('%')} %" for share, risk in at.items())
         caption = f"If only the answers the model is surest of are kept, this share of them is wrong: {shares}."
-        unbroken = caption.replace(" %", "\N{NO-BREAK SPACE}%")
-        parts.append(framed(labelled_charts.risk_coverage(data["risk_coverage"]), unbroken))
+        parts.append(framed(labelled_charts.risk_coverage(data["risk_coverage"]), _unbroken(caption)))
     return f'<h2>Can its confidence be believed?</h2><div class="pair">{"".join(parts)}</div>' if parts else ""
 
 
@@ -257,10 +256,17 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: in
     first = len(columns) - numbers
     head = "".join(f"<th{_class(k >= first)}>{escape(name)}</th>" for k, name in enumerate(columns))
     body = "".join(
-        "<tr>" + "".join(f"<td{_class(k >= first)}>{escape(cell)}</td>" for k, cell in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td{_class(k >= first)}>{escape(_unbroken(cell))}</td>" for k, cell in enumerate(row))
+        + "</tr>"
         for row in rows
     )
     return f"<table{f' class={kind!r}' if kind else ''}><tr>{head}</tr>{body}</table>"
+
+
+def _unbroken(text: str) -> str:
+    """A text whose per cent signs stay on the line of their figures."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _class(is_number: bool) -> str:
