@@ -167,6 +167,22 @@ class Tokenizer:
         words = [-1 if word is None else word for word in found.word_ids]
         return Encoded(list(found.ids), words, list(found.offsets))
 
+    def around(self, *, pair: bool) -> list[tuple[int | None, int]]:
+        """What the tokenizer puts around a text, or around two: (id, token type) for each special token in order,
+        with (None, token type) where a text itself stands. As tokenizer.json's post-processor says."""
+        one = self._engine.encode("a", add_special_tokens=False)
+        found = self._engine.post_process(one, one if pair else None, add_special_tokens=True)
+        kept, seen = [], set()
+        for token, kind, special, sequence in zip(
+            found.ids, found.type_ids, found.special_tokens_mask, found.sequence_ids, strict=True
+        ):
+            if special:
+                kept.append((int(token), int(kind)))
+            elif sequence not in seen:
+                seen.add(sequence)
+                kept.append((None, int(kind)))
+        return kept
+
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """The text of ids. Bytes that are no UTF-8 become U+FFFD, one for each broken sequence."""
         plain = [int(token) for token in ids]
