@@ -18,8 +18,9 @@ from groundup import config as sections
 from groundup.artifact import Store
 from groundup.errors import Interrupted, MissingExtra, StageFailed, UserError
 from groundup.recipe import load
+from groundup.search import Search, explore
 from groundup.training.lr_finder import Finding, steepest, valley
-from groundup.tuning import Outcome, Search, explore, print_finding, print_outcome, shortened, tune
+from groundup.tuning import Outcome, find_lr, print_finding, print_outcome, shortened, tune
 
 RECIPE = """\
 groundup: 1
@@ -241,6 +242,14 @@ def test_an_interrupted_search_stops(recipe: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("groundup.runner._make", stop)
     with pytest.raises(Interrupted):
         tune(recipe, search(keys=RATE))
+
+
+def test_a_learning_rate_is_found_for_a_stage(recipe: Path) -> None:
+    finding, stage = find_lr(recipe, "base")
+    assert stage.name == "base" and 1e-6 < finding.suggested < 0.5
+    assert not [a for a in Store().artifacts() if a.kind == "model"], "nothing is kept of the run"
+    with pytest.raises(UserError, match="trains nothing"):
+        find_lr(recipe, "words")
 
 
 def test_a_learning_rate_that_was_found_is_drawn(recipe: Path) -> None:
