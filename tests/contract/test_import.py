@@ -166,6 +166,11 @@ def test_other_tokenizer_files_are_counted(tmp_path: Path) -> None:
     assert largest_id(tmp_path) == 7
 
 
+def test_a_model_one_folder_down_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean its folder 'Tiny LM'"):
+        bring(folder.parent, Store(tmp_path / "store"))
+
+
 def test_weights_without_a_config_are_no_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the file is no model"):
         bring(folder / "model.safetensors", Store(tmp_path / "store"))

@@ -102,7 +102,9 @@ def recognise(path: Path) -> Source:
         if len(single) == 1:
             return Source(single[0], "gguf", {single[0].name: single[0]})
         which = "several GGUF files and no config.json: name one of the files" if single else "no config.json"
-        fix = "give a Hugging Face model directory: config.json, weights and tokenizer, or a GGUF file"
+        inside = sorted(file.parent.name for file in path.glob(f"*/{hugging_face.CONFIG}"))
+        guess = f"did you mean its folder {inside[0]!r}? " if inside else ""
+        fix = f"{guess}give a Hugging Face model directory: config.json, weights and tokenizer, or a GGUF file"
         raise UserError(f"no model here: {which}", where=str(path), fix=fix)
     kept = _kept(path)
     if any(file.suffix == ".safetensors" for file in kept.values()):
