@@ -24,13 +24,15 @@ def answers_by_document(
 ) -> dict[int, list[dict[str, Any]]]:
     """For each document of the split, what the model says of its rows, in their order.
 
-    `task` and `rows` are a labelled task and its rows (`tasks/_contract.py`). Raises Interrupted.
+    `task` and `rows` are a labelled task and its rows (`tasks/_contract.py`); what is asked holds no answers
+    if the task can tell them apart (`ask`). Raises Interrupted.
     """
+    collate = getattr(task, "ask", task.collate)
     found: dict[int, dict[int, dict[str, Any]]] = {}
     done = 0
     for indices in batches(rows.lengths, batch_tokens):
         made: list[Row] = [rows.row(int(index), 0) for index in indices]
-        batch = task.collate(made, flat=is_flat)
+        batch = collate(made, flat=is_flat)
         for index, answer in zip(indices.tolist(), task.answers(forward(batch), batch), strict=True):
             found.setdefault(int(rows.document_of(index)), {})[index] = answer
         done += len(indices)

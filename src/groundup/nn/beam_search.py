@@ -98,7 +98,7 @@ def search(
         ids_ECT[..., size - 1] = token_EC
         is_done_EC = (token_EC == end) | (size == max_tokens)
         # A target that ends counts only if it is among the best W: the others stand by for beams that end.
-        counts_EC = is_done_EC & (torch.arange(2 * beams, device=device) < beams) & is_open_E1
+        counts_EC = is_done_EC & (torch.arange(token_EC.shape[1], device=device) < beams) & is_open_E1
         length = size**length_penalty
         kept.merge(torch.where(counts_EC, scores_EC / length, NEVER), ids_ECT, size)
         scores_EW, best_EW = scores_EC.masked_fill(is_done_EC, NEVER).topk(beams, 1)

@@ -55,7 +55,10 @@ def _start(config: Config, tokens: Artifact) -> Start:
     section: Any = config.model
 
     def network(task: Any) -> Network:
-        sized = section.model_copy(update={"vocab_size": section.vocab_size or task.tokenizer.vocab_size})
+        known = {"vocab_size": section.vocab_size or task.tokenizer.vocab_size}
+        if getattr(section, "pad_id", 0) is None:
+            known["pad_id"] = task.tokenizer.pad_id
+        sized = section.model_copy(update=known)
         model: Any = catalog.load("models", section.name)
         return create(model, sized, task.head, outputs=task.outputs, seed=config.seed)
 

@@ -2,6 +2,8 @@
 
 Training calls `encode`, `rows`, `collate`, `loss` and `counts`; plan calls `render`; evaluation and
 serving call `encode`, `collate` and `answers`, and put together by `answer` what belongs to one example.
+A task whose `collate` lets the model read the right answers (the targets of translations) also has `ask`,
+the same without them: evaluation and serving then call that one.
 
 Axes: E examples of a batch.
 """
