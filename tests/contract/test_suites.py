@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from groundup.errors import DataError, UserError
-from groundup.evaluation.suites import arithmetic, code, likelihood, multiple_choice, questions
+from groundup.evaluation.suites import arithmetic, code, likelihood, multiple_choice, questions, running
 from groundup.evaluation.suites.questions import Question
+from groundup.evaluation.suites.running import Model
 
 MMLU = {
     "dev/moral_disputes_dev.csv": 'question,choice0,choice1,choice2,choice3,answer\n"Is it, so? ",yes,no,both,none,1\n',
@@ -194,6 +195,39 @@ def test_likelihoods_are_those_of_transformers(shared_data: Callable[[str], Path
         )
     short = likelihood.log_likelihoods(letters, tokenizer.encode, runtime.forward, start=lambda _: [bos], context=4)
     assert len(short[0]) == 3
+
+
+def test_a_suite_is_run_with_plain_functions(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    from groundup.runtimes import torch as runtimes
+    from groundup.text.tokenizers import Tokenizer
+
+    folder = shared_data("models/stories260K/hf")
+    runtime, tokenizer = runtimes.load(folder, device="cpu"), Tokenizer.load(folder)
+
+    def write(prompt: str, stops: object, most: int) -> str:
+        return " It is 5.\n#### 5" if "2+3?\nAnswer:" in prompt[-20:] else " no idea"
+
+    model = Model(tokenizer.encode, runtime.forward, lambda prompt: [1], runtime.context, write)
+    arc = tmp_path / "arc.jsonl"
+    arc.write_text("\n".join(json.dumps(ARC | {"id": f"Q{n}"}) for n in range(30)), encoding="utf-8")
+    told, lines = running.run("arc", arc, model, limit=10, resamples=100)
+    assert told["questions"] == 10 and told["questions_in_files"] == 30 and told["chance"] == 0.5
+    assert told["scores"]["accuracy"]["estimate"] in (0.0, 1.0), "the same question ten times"
+    assert len(json.loads(lines.splitlines()[0])["nats"]) == 2
+    sums = tmp_path / "sums.jsonl"
+    rows = [{"question": q, "answer": "#### 5"} for q in ("2+3?", "1+4?")]
+    sums.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    told, lines = running.run("gsm8k", sums, model, shots=0, resamples=100)
+    assert told["main_metric"] == "exact_match_strict" and told["scores"]["exact_match_strict"]["estimate"] == 0.5
+    assert json.loads(lines.splitlines()[0])["text"].endswith("#### 5")
+    reader = Model(model.encode, model.forward, model.start, model.context)
+    with pytest.raises(UserError, match="only reads"):
+        running.run("gsm8k", sums, reader, shots=0)
+    with pytest.raises(UserError, match="--run-generated-code"):
+        running.run("humaneval", sums, model)
+    with pytest.raises(DataError, match="no questions"):
+        (tmp_path / "none.jsonl").write_text("")
+        running.run("arc", tmp_path / "none.jsonl", model)
 
 
 GOOD = "def add(a, b):\n"

@@ -56,8 +56,24 @@ def log_likelihoods(
     `hidden` (B,T,D) and `head`. context: the model's limit; of longer prompts the beginning is cut.
     Raises Interrupted.
     """
-    rows = _rows(requests, encode, start, context)
-    found: list[list[Likelihood | None]] = [[None] * len(continuations) for _, continuations in requests]
+    pairs = []
+    for prompt, continuations in requests:
+        cut = [split(prompt, continuation, encode) for continuation in continuations]
+        pairs.append([([*start(prompt), *before], after) for before, after in cut])
+    return token_likelihoods(pairs, forward, context=context, batch_tokens=batch_tokens, reporter=reporter)
+
+
+def token_likelihoods(
+    requests: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
+    forward: Forward,
+    *,
+    context: int,
+    batch_tokens: int = 8192,
+    reporter: Reporter | None = None,
+) -> list[list[Likelihood]]:
+    """The same for requests of (tokens before, tokens that follow); both must hold some. Raises Interrupted."""
+    rows = _rows(requests, context)
+    found: list[list[Likelihood | None]] = [[None] * len(asked) for asked in requests]
     rows.sort(key=lambda row: -len(row.ids))
     done = 0
     while done < len(rows):
@@ -83,20 +99,16 @@ def split(prompt: str, continuation: str, encode: Encode) -> tuple[list[int], li
     return whole[: len(before)], whole[len(before) :]
 
 
-def _rows(
-    requests: Sequence[tuple[str, Sequence[str]]], encode: Encode, start: Callable[[str], Sequence[int]], context: int
-) -> list[_Row]:
+def _rows(requests: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], context: int) -> list[_Row]:
     rows: dict[tuple[int, ...], _Row] = {}
-    for request, (prompt, continuations) in enumerate(requests):
-        for choice, continuation in enumerate(continuations):
-            before, after = split(prompt, continuation, encode)
-            read = [*start(prompt), *before, *after]
-            if not after or len(read) == len(after):
-                raise ValueError(f"nothing to score, or nothing before it: {prompt!r} + {continuation!r}")
+    for request, asked in enumerate(requests):
+        for choice, (before, after) in enumerate(asked):
+            if not before or not after:
+                raise ValueError(f"nothing to score, or nothing before it: request {request}, continuation {choice}")
             if len(after) > context:
                 raise ValueError(f"a continuation of {len(after)} tokens does not fit a context of {context}")
-            ids = tuple(read[:-1][-context:])
-            rows.setdefault(ids, _Row(ids)).asked.append(((request, choice), after))
+            ids = tuple([*before, *after][:-1][-context:])
+            rows.setdefault(ids, _Row(ids)).asked.append(((request, choice), list(after)))
     return list(rows.values())
 
 
