@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from groundup.artifact import Store
 from groundup.config import dump, parse
@@ -51,7 +52,12 @@ def mistakes(**section: Any) -> str:
 
 def write(name: str, text: str) -> str:
     data = text.encode()
-    Path(name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.writestr(name.removesuffix(".zip"), data)
+        return name
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(Path(name).suffix, bytes)
+    Path(name).write_bytes(pack(data))
     return name
 
 
@@ -60,24 +66,29 @@ def bad(corpus: Corpus) -> dict[str, int]:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst", ".zip"])
 def test_json_lists_under_keys_and_rows_that_are_lists(packing: str) -> None:
     intents = {"train": [["pay it", "pay"], ["何时到", "when"], ["odd"]], "oos_train": [["why", "oos"]]}
     name = write(f"a.json{packing}", json.dumps(intents, indent=1))
+    inside = f"{name}!a.json" if packing == ".zip" else name
     corpus = run(
         source={"kind": "json", "paths": name, "rows": ["train", "oos_train"], "columns": ["text", "label"],
                 "keep": "label"},
         bad_rows=0.5,
     )  # fmt: skip
     assert rows(corpus) == [
-        {"text": "pay it", "source": f"{name}:1", "label": "pay"},
-        {"text": "何时到", "source": f"{name}:2", "label": "when"},
-        {"text": "why", "source": f"{name}:4", "label": "oos"},
+        {"text": "pay it", "source": f"{inside}:1", "label": "pay"},
+        {"text": "何时到", "source": f"{inside}:2", "label": "when"},
+        {"text": "why", "source": f"{inside}:4", "label": "oos"},
     ]
-    assert corpus.artifact.json("ledger.json")["examples"]["bad: wrong number of fields"][0]["source"] == f"{name}:3"
+    assert corpus.artifact.json("ledger.json")["examples"]["bad: wrong number of fields"][0]["source"] == f"{inside}:3"
     name = write(f"b.json{packing}", json.dumps([{"instruction": "say", "input": "", "output": "said"}]))
-    corpus = run(source={"paths": name, "text_field": ["instruction", "output"], "keep": {"answer": "output"}})
-    assert rows(corpus) == [{"text": "say\nsaid", "source": f"{name}:1", "answer": "said"}]
+    corpus = run(
+        source={"kind": "json", "paths": name, "text_field": ["instruction", "output"], "keep": {"answer": "output"}}
+    )
+    assert rows(corpus) == [
+        {"text": "say\nsaid", "source": f"{inside.replace('a.json', 'b.json')}:1", "answer": "said"}
+    ]
 
 
 def test_json_that_is_none_says_where_and_what_to_do() -> None:
@@ -133,6 +144,13 @@ def test_conllu_leaves_out_contractions_and_comments() -> None:
     assert rows(corpus) == [
         {"text": "vamos nos", "source": "a.conllu:3", "tokens": ["vamos", "nos"], "tags": ["VERB", "PRON"]}
     ]
+
+
+def test_a_json_file_too_large_to_parse_whole_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groundup.data.source_formats.LARGEST_WHOLE", 20)
+    write("a.json", json.dumps([{"text": "more than twenty bytes"}]))
+    (found,) = prepare.check(config(source={"paths": "a.json"}), {})
+    assert "parsed whole" in found.what and "jq -c '.[]' a.json" in found.fix
 
 
 def test_tokens_join_as_their_language_writes_them() -> None:
