@@ -122,6 +122,16 @@ class Evil:
         return os.system, ("touch harmed",)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process has")
+def test_the_process_that_opens_pickles_has_little_memory() -> None:
+    script = (
+        "import torch; from groundup.checkpoints import unpickled; unpickled.restrict(1 << 20)\n"
+        "torch.ones(1 << 20); torch.ones(3 << 30, dtype=torch.uint8)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode and "can't allocate memory" in done.stderr
+
+
 MISTAKES: list[tuple[Callable[[Path], object], type[GroundupError], str]] = [
     (lambda place: shutil.rmtree(place), UserError, "nothing at this path"),
     (lambda place: (place / "config.json").unlink(), UserError, "no model here: no config.json"),

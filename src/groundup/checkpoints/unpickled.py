@@ -89,7 +89,7 @@ def rewrite(sources: Sequence[Path], target: Path) -> None:
         raise UserError(f"{names} cannot be opened as weights ({said[-1]})", where=str(sources[0].parent), fix=fix)
 
 
-def _restrict(size: int) -> None:
+def restrict(size: int) -> None:
     """Limit this process: memory to what `size` bytes of weights need, no network, no large files."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -137,7 +137,7 @@ def main(target: str, *sources: str) -> None:
 
     paths = [Path(source) for source in sources]
     torch.set_num_threads(1)
-    _restrict(sum(path.stat().st_size for path in paths))
+    restrict(sum(path.stat().st_size for path in paths))
     tensors = {name: tensor for path in paths for name, tensor in _tensors(path).items()}
     planned = [
         streamed.Planned(name, tuple(tensor.shape), partial(_same, tensor), tensor.dtype)
