@@ -6,4 +6,7 @@ that returns the head's published module), `ARCHITECTURES` (kind of head to tran
 `MODEL_TYPES` (what it opens), `parameters`, `flops_per_token` and `TINY` (sizes for the contract
 tests). Where published tensors are not the module's own, it may export `TRANSPOSED`, `OLD_NAMES`,
 `NOT_WEIGHTS`, `TIED` and `OPTIONAL`; `checkpoints/hugging_face.py` reads them.
+
+Names that begin with an underscore are no recipe names: `_bridge.py` opens checkpoints of families that
+have no file here through transformers.
 """
