@@ -6,7 +6,7 @@ known family. Causal models continue texts, and chat where they have a template;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from groundup.artifact import MANIFEST, open_artifact
 from groundup.errors import ArtifactError, UserError
+from groundup.prediction import predict, task_of
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
 from groundup.serving.chatting import Messages, answering
@@ -102,6 +103,18 @@ class Model:
     def stream(self, prompt: str, settings: Sampling | None = None) -> Iterator[str]:
         """The continuation piece by piece as it is made, in whole characters."""
         return iter(self._continue(prompt, settings))
+
+    def predict(self, rows: Iterable[Any]) -> list[dict[str, Any]]:
+        """An answer for each row, by a model of a labelled task: its label with the probability of each, its tags, …
+
+        A row is a text, or a mapping with the columns the task reads; tables of pandas and polars will
+        do. Raises UserError for a model of another kind, and DataError for a row that cannot be read.
+        """
+        return predict(self._task, self.runtime, rows)
+
+    @cached_property
+    def _task(self) -> Any:
+        return task_of(self.path, self.tokenizer, self.runtime)
 
     def fill(self, text: str, *, best: int = 5) -> list[Filled]:
         """For each mask of a text (`[MASK]`), its likeliest tokens with their probabilities.

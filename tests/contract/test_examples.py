@@ -61,7 +61,7 @@ def test_the_ledger_counts_labels_crops_and_what_is_left_out() -> None:
 def test_a_split_without_labels_is_refused_with_its_rows() -> None:
     columns = Columns(input_ids=[[1, 2], [3]], label=[[-100], [-100]])
     with pytest.raises(DataError, match="no trained labels") as caught:
-        Examples(columns, labels="label", values=("label",))
+        Examples(columns, labels="label", values=("label",)).ledger().require_labels()
     assert "0, 1" in caught.value.what
 
 

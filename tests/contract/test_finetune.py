@@ -11,20 +11,21 @@ import pytest
 import torch
 import transformers
 
-from groundup import catalog
+from groundup import catalog, generation
 from groundup import plan as planning
 from groundup.artifact import Artifact, Store, open_artifact
 from groundup.checkpoints import hugging_face
 from groundup.config import named
 from groundup.data import layout
 from groundup.data.corpus import Corpus
+from groundup.data.mixing import Mixed
 from groundup.data.sample import Documents
-from groundup.errors import DataError, Mistakes
+from groundup.errors import DataError, Mistakes, UserError
 from groundup.nn.network import create
 from groundup.recipe import load
 from groundup.runner import run
 from groundup.text import vocabulary
-from groundup.text.pipelines import BERT_SPECIALS
+from groundup.text.pipelines import BERT_SPECIALS, SPECIALS
 from groundup.text.tokenizers import Tokenizer
 from groundup.training.arithmetic import Arithmetic
 from groundup.training.objective import Objective, forward, shares
@@ -256,3 +257,86 @@ def test_the_test_split_is_not_read_while_training(folder: Path, monkeypatch: py
     made(folder, steps=2, epochs=None)
     assert opened
     assert "test" not in opened
+
+
+def test_every_seed_is_trained_and_measured_together(folder: Path) -> None:
+    written = json.loads(recipe(folder, seeds=[1, 2], steps=20, epochs=None).read_text())
+    written["stages"]["report"] = {"evaluate": {"of": "model", "data": "rows.test", "bootstrap": 100}}
+    (folder / "tiny.yaml").write_text(json.dumps(written))
+    made = run(folder / "tiny.yaml")
+    assert set(made) == {"rows", "model", "model@2", "report"}
+    assert made["model"].digest != made["model@2"].digest
+    report = made["report"].json("report.json")
+    assert [one["seed"] for one in report["runs"]] == [1, 2]
+    assert [one["digest"] for one in report["runs"]] == [made["model"].digest, made["model@2"].digest]
+    assert report["over_runs"]["accuracy"]["n"] == 2
+    assert {rival["name"] for rival in report["rivals"]} >= {"TF-IDF + linear SVM"}
+    lines = (made["report"].path / "answers.jsonl").read_text().splitlines()
+    assert len(lines) == report["test"]["count"]
+
+
+def test_python_predicts_texts_rows_and_tables(folder: Path) -> None:
+    artifact = made(folder)
+    model = generation.load(artifact.path)
+    found = model.predict([GOOD, {"text": BAD}])
+    assert [one["label"] for one in found] == ["good", "bad"]
+    assert sum(found[0]["probabilities"].values()) == pytest.approx(1)
+    assert model.predict([]) == []
+    with pytest.raises(UserError, match="a list of rows"):
+        model.predict(GOOD)
+    with pytest.raises(DataError, match="no text in the column 'text'") as caught:
+        model.predict([{"texts": GOOD}])
+    assert caught.value.where == "row 0"
+
+
+def test_a_teacher_labels_rows_that_a_student_learns_from(folder: Path) -> None:
+    pool = [{"text": (GOOD if i % 3 else BAD) + f" and piece {i}", "id": i} for i in range(60)]
+    (folder / "pool.jsonl").write_text("\n".join(map(json.dumps, pool)))
+    written = json.loads(recipe(folder).read_text())
+    stages = written["stages"]
+    stages["pool"] = {"prepare": {"source": {"paths": ["pool.jsonl"]}, "clean": {"exact_duplicates": False}}}
+    stages["guessed"] = {"label": {"of": "model", "data": "pool", "confidence": 0.8, "most_per_label": 10}}
+    stages["student"] = {"finetune": stages["model"]["finetune"] | {"more": "guessed", "steps": 2, "epochs": None}}
+    (folder / "tiny.yaml").write_text(json.dumps(written))
+    found = run(folder / "tiny.yaml")
+    guessed = Corpus(found["guessed"])
+    rows = list(guessed.documents("train"))
+    assert 0 < len(rows) <= 20
+    assert all(row["confidence"] >= 0.8 for row in rows)
+    right = sum((row["label"] == "good") == row["text"].startswith(GOOD) for row in rows)
+    assert right / len(rows) > 0.9
+    plain = run(recipe(folder, steps=2, epochs=None))["model"]
+    assert found["student"].digest != plain.digest
+
+
+def test_a_share_of_old_rows_is_mixed_in(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder / "base")
+    section = named("tasks", {"name": "text_classification", "labels": ["bad", "good"]})
+    task = catalog.load("tasks", "text_classification").Task(section, tokenizer, 48)
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    new, old = (task.rows(Documents(part, task.encode), 0) for part in (lines[:90], lines[90:]))
+    mixed = Mixed(new, old, share=0.1, seed=5)
+    assert len(mixed) == 100
+    assert sum(mixed.is_second(i) for i in range(len(mixed))) == 10
+    assert mixed.lengths.tolist() == [len(mixed.row(i, 0)["input_ids"]) for i in range(100)]
+    assert mixed.ledger().trained == 100
+    assert len(Mixed(new, old, share=None, seed=5)) == 200
+    assert Mixed(new, old, share=0.1, seed=6).taken.tolist() != mixed.taken.tolist()
+
+
+def test_a_decoder_goes_on_learning_documents(folder: Path) -> None:
+    """Continued pretraining: the task of documents, from pretrained weights, with a share of older text."""
+    texts = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    engine, _ = vocabulary.learn(vocabulary.Wish("bpe", 300, min_frequency=1), lambda: [row["text"] for row in texts])
+    tokenizer = Tokenizer.of_roles(engine, SPECIALS["bpe"])
+    model = catalog.load("models", "gpt")
+    config = model.Config(**model.TINY | {"vocab_size": tokenizer.vocab_size})
+    hugging_face.save(folder / "gpt", create(model, config, "language", seed=1))
+    tokenizer.save(folder / "gpt")
+    written = json.loads(recipe(folder).read_text())
+    section = {"data": "rows", "more": "rows.test", "more_share": 0.2, "from": "./gpt", "task": "language_modeling"}
+    written["stages"]["model"]["finetune"] |= section | {"max_length": 32, "epochs": 2}
+    (folder / "tiny.yaml").write_text(json.dumps(written))
+    artifact = run(folder / "tiny.yaml")["model"]
+    assert artifact.metrics["validation_loss"] < 5
+    assert transformers.AutoModelForCausalLM.from_pretrained(artifact.path).config.vocab_size == config.vocab_size

@@ -41,7 +41,7 @@ class Examples:
         sides: Sequence[str] = ("input_ids",),
         drop_cropped: bool = False,
     ) -> None:
-        """`drop_cropped` leaves out every example that had to be cut. Raises DataError without any label."""
+        """`drop_cropped` leaves out every example that had to be cut."""
         self.columns = {name: shards.column(name) for name in dict.fromkeys((*tokens, *values, *vectors))}
         self.tokens, self.values, self.labels = tuple(tokens), frozenset(values), labels
         self.document_bytes = shards.bytes
@@ -54,7 +54,6 @@ class Examples:
         self.chosen: Int64s = np.flatnonzero(~left_out)
         self.lengths: Int64s = sizes[self.chosen]
         self._documents, self._tokens = shards.documents, int(sizes.sum())
-        self.ledger().require_labels()
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -34,7 +34,7 @@ class Documents:
         start = time.process_time()
         encoded = [encode(row) for row in rows]
         self.documents = len(encoded)
-        self.bytes: NDArray[Any] = np.array([len(str(row["text"]).encode()) for row in rows], dtype=np.int64)
+        self.bytes: NDArray[Any] = np.array([len(str(row.get("text", "")).encode()) for row in rows], dtype=np.int64)
         self.encode_s = time.process_time() - start
         """CPU time that encoding took."""
         self._columns = {name: [found[name] for found in encoded] for name in (encoded[0] if encoded else ())}

@@ -55,7 +55,6 @@ class Windows:
         self.document_bytes = shards.bytes
         self._documents, self._tokens = shards.documents, int(sizes.sum())
         self._cropped = np.asarray(shards.column(CROPPED)[0], np.int64)
-        self.ledger().require_labels()
 
     def __len__(self) -> int:
         return len(self.lengths)

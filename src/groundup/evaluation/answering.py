@@ -12,9 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from groundup import config
+from groundup.config import Named
 from groundup.data.packing import Row
-from groundup.errors import Interrupted
+from groundup.errors import ArtifactError, Interrupted
 from groundup.progress import Reporter, interrupt_requested
+
+
+def task_section(manifest: Mapping[str, Any], where: str) -> Named:
+    """The task that a model's manifest says it was trained for, as training settled it.
+
+    Raises ArtifactError if it does not say.
+    """
+    section = manifest.get("choices", {}).get("task") or manifest.get("section", {}).get("task")
+    if section is None:
+        fix = "name a model that groundup trained; a checkpoint of others has no task of its own"
+        raise ArtifactError("the model does not say which task it was trained for", where=where, fix=fix)
+    return config.named("tasks", section)
+
 
 Forward = Callable[[Mapping[str, Any]], Any]
 
@@ -56,7 +71,10 @@ def put_together(
     task: Any, found: Mapping[int, Sequence[Mapping[str, Any]]], examples: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Any], list[list[float]] | None, list[float] | None]:
     """Answers, probabilities and confidences of every example, in order; the last two where there are any."""
-    given = [task.answer(found.get(place, ()), example) for place, example in enumerate(examples)]
+    if hasattr(task, "answer_all"):  # an answer depends on the other examples: what is near it
+        given = task.answer_all(found, examples)
+    else:
+        given = [task.answer(found.get(place, ()), example) for place, example in enumerate(examples)]
     shares = [one.probabilities for one in given if one.probabilities is not None]
     sure = [one.confidence for one in given if one.confidence is not None]
     return (

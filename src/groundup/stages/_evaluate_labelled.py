@@ -9,12 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from groundup import catalog
-from groundup import config as sections
 from groundup.artifact import Artifact, Draft, Input, digest_file
 from groundup.data.corpus import Corpus
 from groundup.data.shards import open_or_build
 from groundup.data.workers import usable_cores
-from groundup.errors import ArtifactError, DataError
+from groundup.errors import DataError
 from groundup.evaluation import (
     answering,
     classical,
@@ -60,7 +59,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.model.verify()
-        section = task_section(self.model)
+        section = answering.task_section(self.model.manifest, str(self.model.path))
         tokenizer = Tokenizer.load(self.model.path)
         self.runtime = torch_runtime.load(self.model, device=self.device)
         self.task = catalog.load("tasks", section.name).Task(section, tokenizer, row_limit(self.model, self.runtime))
@@ -87,15 +86,6 @@ class Subject:
         )
         examples = list(itertools.islice(corpus.documents(split), count))
         return answering.put_together(self.task, found, examples)
-
-
-def task_section(model: Artifact) -> sections.Named:
-    """The task a model was trained for, as training settled it. Raises ArtifactError if it does not say."""
-    section = model.manifest.get("choices", {}).get("task") or model.manifest.get("section", {}).get("task")
-    if section is None:
-        fix = "name the stage that trained it; a checkpoint of others has no task of its own"
-        raise ArtifactError("the model does not say which task it was trained for", where=str(model.path), fix=fix)
-    return sections.named("tasks", section)
 
 
 def row_limit(model: Artifact, runtime: TorchRuntime) -> int:
