@@ -311,6 +311,14 @@ def test_what_is_kept_is_redacted_and_normalised_like_the_text() -> None:
     assert ledger["bad"] == {"an identifier runs over several items of 'tokens'": 1}
 
 
+def test_a_value_that_is_not_listed_is_redacted_where_it_is_told() -> None:
+    write("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "call 13812345678"}\n')
+    section = {"paths": "a.jsonl", "keep": "label", "values": {"label": {"x": "good"}}}
+    corpus = run(source=section, clean={"redact": "phone"}, bad_rows=0.5)
+    (example,) = corpus.artifact.json("ledger.json")["examples"]["bad: a value of 'label' that `values` does not list"]
+    assert example == {"source": "a.jsonl:2", "excerpt": "call <PHONE>"}
+
+
 def test_stratified_splits_have_the_same_shares_of_each_label() -> None:
     labels = ["a"] * 600 + ["b"] * 300 + ["c"] * 97 + ["d"] * 3
     write(

@@ -206,10 +206,10 @@ def clean_rows(job: Job, block: Block) -> tuple[Summary, Cleaned]:
         summary.rows += 1
         reason = row.bad or _missing(job, row, wanted)
         if reason:
-            # A row that could not be read cannot be redacted either, so it is not quoted.
+            # A row that could not be read cannot be redacted either, so it is not quoted; a detail may be a value.
             kind, _, detail = reason.partition(" (")
             summary.bad[kind] += 1
-            summary.note(f"bad: {kind}", row, detail.removesuffix(")"))
+            summary.note(f"bad: {kind}", row, job.treatment.redacted(detail.removesuffix(")"))[0])
             continue
         found: Counter[str] = Counter()
         kept = [job.treatment.value(value, found) for value in _kept(job, row, wanted)]
