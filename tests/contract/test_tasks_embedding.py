@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from groundup import catalog
 from groundup.checkpoints import hugging_face
 from groundup.config import parse
+from groundup.data.layout import one_by_one
 from groundup.data.sample import Documents
 from groundup.errors import DataError
 from groundup.nn import contrastive
@@ -136,6 +137,16 @@ def test_both_layouts_have_one_loss() -> None:
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-5)
         scores = task.scores(network()(flat), flat)
         torch.testing.assert_close(scores["nats"].sum(), right.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_a_text_without_its_partner_trains_nothing() -> None:
+    """A loop that looks for the row that went wrong takes a batch apart."""
+    task = make()
+    rows = rows_of(task)
+    batch = task.collate([rows.row(i, 0) for i in range(3)], flat=True)
+    for one in one_by_one(batch):
+        total, count = task.loss(network()(one), one)["loss"]
+        assert float(total.detach()) == 0 and int(count) == 0
 
 
 @pytest.mark.parametrize("cuts", [[6], [3, 3], [1, 2, 3]])

@@ -27,12 +27,15 @@ class Compared(NamedTuple):
 def compare(vectors_ED: Tensor, owner_E: Tensor, role_E: Tensor, group_E: Tensor) -> Compared:
     """Every anchor against every candidate of the batch, its examples in the order of `owner`.
 
-    vectors_ED have length one. owner_E is the example of each vector; each has one anchor and one
-    positive, and any number of negatives. A candidate that says the same as the anchor or its partner
-    (their groups are equal), or that is the partner of an equal text, is left out unless it is the partner.
+    vectors_ED have length one. owner_E is the example of each vector; each has one anchor and one positive
+    (an example of which only one is here is left out), and any number of negatives. A candidate that says
+    the same as the anchor or its partner (their groups are equal), or that is the partner of an equal text,
+    is left out unless it is the partner.
     """
-    anchors_A = _by_owner(role_E == ANCHOR, owner_E)
-    candidates_C = torch.cat([_by_owner(role_E == POSITIVE, owner_E), _by_owner(role_E == NEGATIVE, owner_E)])
+    anchors_A, partners_A = _by_owner(role_E == ANCHOR, owner_E), _by_owner(role_E == POSITIVE, owner_E)
+    whole = torch.isin(owner_E[anchors_A], owner_E[partners_A]), torch.isin(owner_E[partners_A], owner_E[anchors_A])
+    anchors_A = anchors_A[whole[0]]
+    candidates_C = torch.cat([partners_A[whole[1]], _by_owner(role_E == NEGATIVE, owner_E)])
     scores_AC = vectors_ED[anchors_A].float() @ vectors_ED[candidates_C].float().T
     targets_A = torch.arange(len(anchors_A), device=vectors_ED.device)  # positives come first, one an example
     group_C = group_E[candidates_C]
