@@ -27,7 +27,9 @@ from groundup.text.pipelines import SPECIALS
 from groundup.text.tokenizers import Specials, Tokenizer
 from groundup.text.vocabulary import Wish, learn
 from groundup.training.arithmetic import Arithmetic
+from groundup.training.methods import Methods
 from groundup.training.objective import Objective, forward, shares
+from groundup.training.regularisers import REGULARISERS
 
 WORDS = {"red": "rot", "green": "grün", "old": "alt", "new": "neu", "small": "klein"}
 THINGS = {"house": "Haus", "dog": "Hund", "tree": "Baum", "车": "auto"}
@@ -252,3 +254,19 @@ def test_plan_shows_a_pair_and_what_is_trained_of_it(recipe: Path) -> None:
     lines = dict(forecast.lines)
     assert lines["steps"].startswith("120 of 16 examples") and "end to end" in lines["padding"]
     assert forecast.facts["parameters"] == 310 * 48 + 47_424
+
+
+@pytest.mark.parametrize("name", ["r_drop", "fgm", "pgd"])
+def test_regularisers_treat_each_side_of_a_pair(name: str) -> None:
+    """Laying pairs out without padding changes nothing, though a source and its target differ in length."""
+    task = make(label_smoothing=0.0)
+    rows, network = rows_of(task), network_for(task).train()
+    objective = Objective(task.loss, task.loss, task.counts)
+    methods = Methods(regulariser=REGULARISERS[name]())
+    step = methods.forward(network, objective, Arithmetic("cpu", "fp32", "torch"))
+    found = []
+    for flat in (True, False):
+        batch = task.collate([rows.row(i, 0) for i in range(8)], flat=flat)
+        loss, parts = step(batch, shares([methods.counts(objective, batch)], "cpu"))
+        found.append(torch.stack([loss.detach(), *parts]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from groundup import catalog
 from groundup.checkpoints import hugging_face
 from groundup.errors import ArtifactError, UserError
-from groundup.nn import beam_search
+from groundup.nn import beam_search, token_tables
 from groundup.nn.network import Network, create
 from groundup.nn.writing import Writer
 
@@ -150,6 +150,16 @@ def test_checkpoints_with_their_constants_and_copies_open(tmp_path: Path) -> Non
     save_file(weights | {"lm_head.weight": shared + 1}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ArtifactError, match=r"lm_head\.weight should be tied"):
         hugging_face.load(tmp_path)
+
+
+@torch.no_grad()
+def test_a_grown_vocabulary_leaves_the_scores_of_old_tokens(tmp_path: Path) -> None:
+    theirs_at_random().save_pretrained(tmp_path)
+    network = hugging_face.load(tmp_path)
+    before = network(batch()).logits
+    after = token_tables.grow(network, VOCABULARY + 3)(batch()).logits
+    torch.testing.assert_close(after[..., :VOCABULARY], before)
+    assert after.shape[-1] == VOCABULARY + 3
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,9 @@ def grow(network: Network, vocab_size: int) -> Network:
                 setattr(module, key, nn.Parameter(_longer(parameter, vocab_size), parameter.requires_grad))
         if isinstance(module, nn.Linear):
             module.out_features = vocab_size
+    for key, fixed in list(network.named_buffers(recurse=False)):
+        if fixed.shape[-1] == before:  # a fixed number for each token: Marian's bias
+            setattr(network, key, nn.functional.pad(fixed, (0, vocab_size - before)))
     for table in tables:
         table.num_embeddings = vocab_size
     for key, constant in list(network.named_buffers(recurse=False)):

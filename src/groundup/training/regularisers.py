@@ -113,7 +113,7 @@ class Fgm(Regulariser):
         return 1  # its losses are divided by the counts of the task's own parts
 
     def _worst(self, slopes: Sequence[Tensor], slopes_at: SlopesAt, batch: Batch) -> list[Tensor]:
-        return [self.epsilon * directions(slope, batch.get("lengths")) for slope in slopes]
+        return [self.epsilon * directions(slope, of) for slope, of in zip(slopes, sides(batch), strict=False)]
 
     @staticmethod
     def _slopes(
@@ -138,13 +138,17 @@ class Pgd(Fgm):
     """Length of a step, for each example."""
 
     def _worst(self, slopes: Sequence[Tensor], slopes_at: SlopesAt, batch: Batch) -> list[Tensor]:
-        lengths = batch.get("lengths")
+        lengths = sides(batch)[: len(slopes)]
         found = [torch.zeros_like(slope) for slope in slopes]
         for step in range(self.steps):
             slopes = slopes_at(found) if step else slopes
-            moved = [at.detach() + self.step_size * directions(s, lengths) for at, s in zip(found, slopes, strict=True)]
-            found = [at * (self.epsilon / norms(at, lengths).clamp(min=self.epsilon)) for at in moved]
+            found = [self._nearer(*one) for one in zip(found, slopes, lengths, strict=True)]
         return found
+
+    def _nearer(self, at: Tensor, slope: Tensor, lengths: Tensor | None) -> Tensor:
+        """A step up the slope, and back to the ball."""
+        moved = at.detach() + self.step_size * directions(slope, lengths)
+        return moved * (self.epsilon / norms(moved, lengths).clamp(min=self.epsilon))
 
 
 REGULARISERS: dict[str, type[Regulariser]] = {"r_drop": RDrop, "fgm": Fgm, "pgd": Pgd}
@@ -197,6 +201,11 @@ class Embeddings:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def sides(batch: Batch) -> list[Tensor | None]:
+    """The lengths of a flat batch's examples by look-up: of its sources, and of the targets where it has some."""
+    return [batch.get("lengths"), batch.get("decoder_lengths")]
 
 
 def norms(of_BTD: Tensor, lengths_E: Tensor | None) -> Tensor:
