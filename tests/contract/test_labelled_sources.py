@@ -65,7 +65,6 @@ def bad(corpus: Corpus) -> dict[str, int]:
     return dict(corpus.artifact.json("ledger.json")["bad"])
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst", ".zip"])
 def test_json_lists_under_keys_and_rows_that_are_lists(packing: str) -> None:
     intents = {"train": [["pay it", "pay"], ["何时到", "when"], ["odd"]], "oos_train": [["why", "oos"]]}

@@ -40,7 +40,6 @@ def by_hand(emissions_LK: Tensor, scores: crf.Chain, edges: tuple[int, int]) -> 
     return found
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("scheme", ["bio", "plain"])
 def test_likelihood_and_best_sequence_are_those_of_counting(scheme: Scheme) -> None:
     _, scores = chain(scheme)
