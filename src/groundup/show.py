@@ -105,11 +105,23 @@ def headline(artifact: Artifact) -> str:
     return "  ".join(f"{key} {show_figure(key, value)}" for key, value in list(plain.items())[:4])
 
 
+USES = {
+    "ForCausalLM": 'groundup generate {place} "…"',
+    "LMHeadModel": 'groundup generate {place} "…"',
+    "ForMaskedLM": 'groundup fill {place} "… [MASK] …"',
+    "ForPreTraining": 'groundup fill {place} "… [MASK] …"',
+    "ForSequenceClassification": "python -c 'import groundup; print(groundup.load(\"{place}\").predict([\"…\"]))'",
+}
+"""What a model can be tried with, by the end of its class's name."""
+
+
 def next_step(name: str, artifact: Artifact) -> str:
     """A command worth typing next, for a kind of artefact that has one."""
     place = f"runs/{artifact.manifest.get('recipe')}/{name}"
     if artifact.kind == "model":
-        return f'groundup generate {place} "…"'
+        classes = artifact.json("config.json").get("architectures") or [""]
+        purpose = next((use for end, use in USES.items() if str(classes[0]).endswith(end)), "")
+        return purpose.format(place=place)
     if artifact.kind == "report":
         return f"open {place}/report.html"
     return ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from groundup import clean
 from groundup.artifact import Artifact, Store, digest_data, link
+from groundup.data.corpus import Corpus
+from groundup.data.shards import open_or_build
 
 
 def make(store: Store, kind: str, text: str, parents: dict[str, Artifact] | None = None) -> Artifact:
@@ -34,6 +37,17 @@ def test_what_a_run_points_at_and_was_made_from_stays() -> None:
     for artifact in (corpus, model, shards):
         artifact.verify(full=True)
     assert clean.find(store) == []
+
+
+def test_encoded_rows_go_with_the_corpus_they_are_of(make_corpus: Callable[[dict[str, list[str]]], Corpus]) -> None:
+    corpus, other = make_corpus({"train": ["a", "b"]}), make_corpus({"train": ["c"]})
+    shards = {
+        each.artifact.digest: open_or_build(Store(), each, "train", {"task": "t"}, lambda _: {"input_ids": [1]})
+        for each in (corpus, other)
+    }
+    link(Path("runs/r/rows"), corpus.artifact)
+    waste = {item.path for item in clean.find(Store())}
+    assert waste == {other.artifact.path, shards[other.artifact.digest].artifact.path}
 
 
 def test_states_and_dead_drafts_are_named() -> None:

@@ -129,7 +129,8 @@ def open_or_build(
     key = shards_key(corpus.artifact.digest, split, task_key)
     found = store.find(key)
     if found is None:
-        described = {"stage": "shards", "section": {"split": split, **task_key}, "parents": [corpus.artifact.digest]}
+        parent = {"kind": "corpus", "digest": corpus.artifact.digest, "part": split}
+        described = {"stage": "shards", "section": {"split": split, **task_key}, "parents": {"corpus": parent}}
         with store.draft("shards", key, reporter=reporter, **described) as draft:
             _build(draft, corpus, split, encode, processes)
         found = store.find(key)
