@@ -69,7 +69,9 @@ def tune(
     stage = _checked(recipe, search)
     reporter = reporter or Reporter()
     spelt = _spelt_out(recipe, stage, search)
-    given = [*overrides, f"name={recipe.name}-tune", *spelt]
+    prefix = f"stages.{stage.name}.{stage.kind}"
+    own_seeds = [f"{prefix}.seeds=null"] if hasattr(stage.config, "seeds") else []  # trials have seeds of their own
+    given = [*overrides, f"name={recipe.name}-tune", *own_seeds, *spelt]
     notes = plan.place(load(path, given), TRIALS_FILE)
 
     def score(setting: Sequence[str], budget: float) -> float:
@@ -87,7 +89,7 @@ def tune(
         write_whole(notes, json.dumps([trial.as_data() for trial in trials], indent=1, ensure_ascii=False))
         reporter.note(_said(trials[-1], search))
 
-    found = explore(search, score, prefix=f"stages.{stage.name}.{stage.kind}", seed=stage.config.seed, note=note)
+    found = explore(search, score, prefix=prefix, seed=stage.config.seed, note=note)
     return Outcome(search, found, spelt)
 
 
@@ -183,7 +185,8 @@ def _spelt_out(recipe: Recipe, stage: Stage, search: Search) -> list[str]:
         section = getattr(stage.config, first, None)
         if dot and not isinstance(written, Mapping) and isinstance(section, Section):
             place = f"stages.{stage.name}.{stage.kind}.{first}"
-            found[first] = f"{place}={json.dumps(dump(section), ensure_ascii=False)}"
+            rest = {name: value for name, value in dump(section).items() if f"{first}.{name}" not in search.keys}
+            found[first] = f"{place}={json.dumps(rest, ensure_ascii=False)}"
     return list(found.values())
 
 
@@ -210,7 +213,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         shown = f"[red]{escape(trial.failed)}[/]" if trial.failed else result
         table.add_row(str(trial.number), *settings, f"{trial.budget:.0%}", shown)
     console.print(table)
-    console.print("\nto use the best:", *outcome.lines, sep="\n  ", markup=False)
+    console.print("\nto use the best:", *outcome.lines, sep="\n  ", markup=False, soft_wrap=True)
 
 
 def print_finding(console: Console, finding: Finding, stage: Stage) -> None:

@@ -70,8 +70,10 @@ def test_the_valley_is_the_middle_of_the_longest_fall() -> None:
     fall = [3.0] * 20 + [3 - 0.1 * i for i in range(1, 22)] + [9.0] * 20
     assert valley(RATES, fall) == RATES[(19 + 40) // 2]
     bumpy = [3 - 0.1 * i + (0.15 if i % 7 == 3 else 0) for i in range(61)]
-    assert RATES[25] < float(valley(RATES, bumpy) or 0) < RATES[35]
+    assert RATES[25] < float(valley(RATES, bumpy) or 0) < RATES[40]
     assert valley(RATES, [1.0] * 61) is None
+    slow_then_fast = [1 - 1e-4 * i for i in range(40)] + [0.996 - 0.05 * i for i in range(1, 22)]
+    assert RATES[45] < float(valley(RATES, slow_then_fast) or 0) < RATES[55], "what hardly falls does not count"
 
 
 def test_smoothing_moves_nothing_to_either_side() -> None:
@@ -102,7 +104,7 @@ def test_the_suggestion_learns_and_everything_is_as_it_was() -> None:
         figures = learner.gradients([loader.micro_batch(step, 0)[0]], step)
         learner.update(found.suggested, figures.grad_norm, step)
         losses.append(figures.loss)
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_a_loss_that_is_broken_or_never_falls_is_said() -> None:

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from groundup.data.examples import waste
+from groundup.data.augmented import Augmented
+from groundup.data.examples import Examples, waste
 from groundup.data.loader import Batch, Int64s, Loader
 from groundup.data.mixing import Mixed
 from groundup.data.packing import Rows
+from groundup.errors import DataError
 from groundup.nn.network import Network
 from groundup.training.assembly import Assembly, Material
 from groundup.training.choices import Choices
@@ -67,6 +69,8 @@ class LabelledAssembly(Assembly):
     def rows(self) -> Rows:
         """Training rows, with those that are mixed in. Raises DataError if they train nothing."""
         rows: Rows = self.task.rows(self.material.train, self.config.seed)
+        if self.config.augment is not None:
+            rows = self._augmented(rows)
         if self.material.more is not None:
             more = self.task.rows(self.material.more, self.config.seed)
             rows = Mixed(rows, more, share=self.config.more_share, seed=self.config.seed)
@@ -79,6 +83,18 @@ class LabelledAssembly(Assembly):
         network = self._start().to(self.choices.device)
         network.backbone.checkpoint_activations = self.config.activation_checkpointing
         return network
+
+    def _augmented(self, rows: Any) -> Rows:
+        """The rows with texts that are changed anew in every epoch."""
+        assert self.material.example_of is not None, "a run knows its examples"
+        task, known = self.task.config, (getattr(self.task.config, name, None) for name in ("text", "pair"))
+        if not isinstance(rows, Examples) or task.name != "text_classification":
+            what = f"the rows of {task.name} cannot be changed word by word"
+            raise DataError(what, where="augment", fix="leave `augment` out; it is for text_classification")
+        columns = [name for name in known if name]
+        given = {"example_of": self.material.example_of, "encode": self.task.encode}
+        found: Rows = Augmented(rows, self.config.augment, seed=self.config.seed, columns=columns, **given)
+        return found
 
     @cached_property
     def lengths(self) -> Int64s:
@@ -119,6 +135,7 @@ class LabelledAssembly(Assembly):
             held_out=self.plain_task.loss,
             counts=self.task.counts,
             scores=scores if watched else None,
+            joint=getattr(self.task, "joint", None),
             watched=watched,
         )
 
@@ -192,5 +209,7 @@ class LongestFirst:
 
 def matrix_sizes(network: nn.Module) -> tuple[int, int]:
     """Weights that each token is multiplied with, and how many of these are trained."""
-    matrices = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
-    return sum(w.numel() for w in matrices), sum(w.numel() for w in matrices if w.requires_grad)
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    # A frozen matrix that is kept in few bits is not a weight.
+    trained = [m for m in layers if m.weight is not None and m.weight.requires_grad]
+    return sum(m.in_features * m.out_features for m in layers), sum(m.in_features * m.out_features for m in trained)

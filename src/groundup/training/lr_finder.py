@@ -28,6 +28,8 @@ RECENT = 5
 """Steps whose mean loss tells whether it has blown up."""
 BLOWN_UP = 4.0
 """The multiple of the least such mean at which the run ends."""
+WORTHWHILE = 0.02
+"""The share of the whole fall that two losses must differ by to count as a fall."""
 LEAST = 8
 """Steps without which there is no curve."""
 
@@ -127,16 +129,18 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The rate in the middle of the longest fall; None if no loss is below an earlier one.
+    """The rate in the middle of the longest fall; None if no loss is below the first.
 
-    The longest fall is the longest sequence of ever lower losses, gaps allowed; it is taken to begin as many
-    steps before its end as it has losses, so that stray high ones long before play no part.
+    The longest fall is the longest sequence of ever lower losses, gaps allowed; losses that differ by less than
+    `WORTHWHILE` of the whole fall count as equal, or it would begin long before anything happens. It is taken to
+    begin as many steps before its end as it has losses, so that stray high ones long before play no part.
     """
-    lengths = list[int]()
-    for i, loss in enumerate(losses):
-        lengths.append(1 + max((lengths[j] for j in range(i) if losses[j] > loss), default=0))
-    longest = max(lengths, default=0)
-    if longest < 2:
+    whole = max(losses[:1], default=0.0) - min(losses, default=0.0)
+    if whole <= 0:
         return None
-    end = lengths.index(longest)
-    return rates[end - longest // 2]
+    levels = [round(loss / (WORTHWHILE * whole)) for loss in losses]
+    lengths = list[int]()
+    for i, level in enumerate(levels):
+        lengths.append(1 + max((lengths[j] for j in range(i) if levels[j] > level), default=0))
+    end = lengths.index(max(lengths))
+    return rates[end - max(lengths) // 2]
