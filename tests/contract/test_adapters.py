@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from groundup import catalog
 from groundup.adapters import dora, lora
+from groundup.checkpoints import hugging_face
 from groundup.config import FromFolder
 from groundup.errors import StageFailed, UserError
 from groundup.nn import products, token_tables
@@ -206,6 +208,11 @@ def test_a_target_that_is_not_there_gets_the_nearest() -> None:
 def test_nothing_to_adapt_is_said() -> None:
     with pytest.raises(UserError, match="the model 'gpt' has no linear layers to adapt"):
         wrapped(network(), modules_to_save=["layers"])
+
+
+def test_a_model_is_not_written_with_its_adapter_unmerged(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="merge the adapter first"):
+        hugging_face.save(tmp_path, wrapped(network()))
 
 
 def test_wrapping_twice_and_merging_nothing_are_refused() -> None:

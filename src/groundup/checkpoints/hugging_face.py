@@ -62,6 +62,7 @@ def save(
     temperature, …); the three ids go into config.json too, null where not given, because readers
     otherwise assume their family's.
     """
+    assert network.adapter is None, "merge the adapter first, or write it alone (checkpoints/peft.py)"
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(network, Bridged):
         _save_bridged(folder, network, tokenizer_folder, dict(generation or {}), _describe_labels(labels, problem))
