@@ -147,6 +147,32 @@ def show(
 
 
 @app.command()
+def tune(
+    recipe: RecipePath,
+    overrides: Set = None,
+    find_lr: Annotated[str | None, typer.Option(help="Read a learning rate for this stage off one short run.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for better settings, as the recipe's `tune:` block says; the test split is never read."""
+    from groundup import tuning
+    from groundup.errors import UserError
+    from groundup.recipe import load
+
+    reporter = _reporter(as_json, quiet)
+    if find_lr is not None:
+        finding, stage = tuning.find_lr(recipe, find_lr, overrides=overrides or (), reporter=reporter)
+        _print_json(finding.as_data()) if as_json else tuning.print_finding(_console(), finding, stage)
+        return
+    search = load(recipe, overrides or ()).header.tune
+    if search is None:
+        fix = "add e.g. `tune: {stage: model, keys: {optimizer.lr: {low: 1e-5, high: 1e-3}}}`"
+        raise UserError("the recipe does not say what to search for", where=str(recipe), fix=fix)
+    outcome = tuning.tune(recipe, search, overrides=overrides or (), reporter=reporter)
+    _print_json(outcome.as_data()) if as_json else tuning.print_outcome(_console(), outcome)
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A report: runs/RECIPE/STAGE of an evaluate stage.")],
     second: Annotated[Path, typer.Argument(help="Another report, of the same test.")],

@@ -28,6 +28,8 @@ def task_of(folder: Path, tokenizer: Tokenizer, runtime: TorchRuntime) -> Any:
     if not hasattr(task, "answers"):
         fix = "use generate for a model that continues texts, fill for one that fills gaps"
         raise UserError(f"a model of {section.name} has no answers to give", where=str(folder), fix=fix)
+    if hasattr(task, "restore"):
+        task.restore(folder, runtime.network)
     return task
 
 

@@ -22,6 +22,7 @@ from groundup.artifact import is_foreign_model, open_artifact
 from groundup.config import Mistake, Section, StageSection
 from groundup.errors import ArtifactError, Mistakes, Problem, UserError, nearest
 from groundup.places import expand
+from groundup.search import Search
 from groundup.yaml import WIDE_COLON, Yaml
 
 FORMAT = 1
@@ -41,6 +42,8 @@ class Header(Section):
     """Name of the recipe, and of its folder in `runs/`; the file's name unless given."""
     seed: int = 0
     """Seed of everything random; a stage may set its own."""
+    tune: Search | None = None
+    """Which keys of a stage `groundup tune` searches for better values of, and how."""
     vars: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Values used elsewhere as `${vars.NAME}`; override one with `--set vars.NAME=…`."""
 

@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": BASE | {"nn"},
     "adapters": BASE | {"nn"},
     "tasks": BASE | GROUND | {"evaluation.metrics"},
-    "training": BASE | {"nn", "data"},
+    "training": BASE | GROUND,
     "evaluation": BASE | GROUND,
     "checkpoints": BASE | {"models", "nn"},
     "compression": BASE | {"nn", "training"},
@@ -65,7 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Stages are missing on purpose: plan finds them by name, through the catalog.
     **{name: BASE | GROUND | NOUNS | (FRONT - {"cli"}) for name in FRONT},
     "yaml": BASE,
-    "recipe": BASE | {"yaml"},
+    "search": BASE,
+    "recipe": BASE | {"search", "yaml"},
     "__init__": BASE | FRONT - {"cli"},
     "__main__": {"cli"},
 }

@@ -12,6 +12,7 @@ truth and an answer look like depends on the kind:
 | spans | accepted answers, none if there is none | a text, empty for none | |
 | texts | a text | a text | |
 | ranking | the relevant items | items, best first | |
+| sums | none | sums by name, which `metrics` divide | |
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import numpy as np
 
 from groundup.errors import DataError, nearest
 from groundup.evaluation.metrics.additive import Ints
+from groundup.evaluation.metrics.ratios import Ratio
 
-Kind = Literal["classes", "multilabel", "number", "tags", "spans", "texts", "ranking"]
+Kind = Literal["classes", "multilabel", "number", "tags", "spans", "texts", "ranking", "sums"]
 NAMED = 5
 """How many rows an error names."""
 
@@ -53,6 +55,8 @@ class Labelled:
     """For spans and texts the language of the answers, such as zh: it chooses how they are compared."""
     out_of_scope: str | None = None
     """The label of examples that belong to none of the classes, if there are such."""
+    metrics: Mapping[str, Ratio] = field(default_factory=dict)
+    """For sums, the scores by name, the main one first."""
     main: str | None = None
     """The score the report leads with; the usual one of the kind unless given."""
 

@@ -111,9 +111,16 @@ def mistakes(test: Labelled, run: System) -> list[dict[str, Any]]:
             "id": test.ids[row],
             "shown": test.shown[row][:SHOWN_CHARACTERS] + ("…" if len(test.shown[row]) > SHOWN_CHARACTERS else ""),
             "truth": plain(test.truth[row]),
-            "answer": plain(run.answers[row]),
+            "answer": _as_shown(test, run.answers[row]),
             "confidence": None if sure is None else float(sure[row]),
             "grade": float(grades[row]),
         }
         for row in order.tolist()
     ]
+
+
+def _as_shown(test: Labelled, answer: Any) -> Any:
+    """An answer as plain data; of sums, the scores they come to."""
+    if test.kind != "sums":
+        return plain(answer)
+    return {name: round(metric.of(answer), 4) for name, metric in test.metrics.items() if answer[metric.below]}

@@ -20,7 +20,7 @@ from groundup.evaluation.intervals import Interval, runs_interval
 from groundup.evaluation.labelled import Labelled, System, check, plain
 from groundup.evaluation.labelled_scores import Scores, confidence_of, right_of, scores_of
 from groundup.evaluation.leakage import Leakage
-from groundup.evaluation.metrics import translation
+from groundup.evaluation.metrics import sums, translation
 from groundup.evaluation.metrics.additive import averaged
 from groundup.evaluation.resampling import Draws
 
@@ -159,12 +159,20 @@ def _rival(
         "lead": lead.as_dict(),
         "p_value": tested.p_value,
         "test": tested.test,
+        "win_rate": _win_rate(test, first, rival, draws),
         "mcnemar": None if right is None or other is None else significance.mcnemar(right, other),
         "trained_bytes": 0,
         "trained_rows": rival.trained_rows,
         "scores": {name: score.value for name, score in scores.items()},
         "details": dict(rival.details),
     }
+
+
+def _win_rate(test: Labelled, first: System, rival: System, draws: Draws) -> dict[str, Any] | None:
+    """How often the first run scores better than a rival on a single example, where answers are sums."""
+    if test.kind != "sums":
+        return None
+    return draws.interval(sums.wins(next(iter(test.metrics.values())), first.answers, rival.answers)).as_dict()
 
 
 def _leaked(leakage: Leakage | None, texts: Any, own: Scores, main: str, draws: Draws) -> dict[str, Any] | None:

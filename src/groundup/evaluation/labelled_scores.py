@@ -19,6 +19,7 @@ from groundup.evaluation.metrics import (
     ranking,
     regression,
     spans,
+    sums,
     tagging,
     translation,
 )
@@ -69,6 +70,10 @@ def grades_of(test: Labelled, system: System) -> Floats:
         case "tags":
             score = tagging.tag_accuracy(test.truth, system.answers)
             return score.finish(score.statistics)
+        case "sums":
+            score = sums.scores(test.metrics, system.answers)[0]
+            each = score.finish(score.statistics)
+            return each if score.higher_is_better else -each
         case _:
             right = right_of(test, system)
             assert right is not None, "classes and sets of labels are right or wrong"
@@ -256,4 +261,5 @@ _BY_KIND: dict[Kind, Callable[[Labelled, System], list[Score]]] = {
     "spans": _spans,
     "texts": _texts,
     "ranking": _rankings,
+    "sums": lambda test, system: list(sums.scores(test.metrics, system.answers)),
 }

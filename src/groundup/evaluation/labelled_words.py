@@ -59,7 +59,7 @@ PLAIN = (
 HUNDREDS = ("bleu", "chrf")
 CALLED = {
     "classes": "examples", "multilabel": "examples", "number": "examples", "tags": "sentences", "spans": "questions",
-    "texts": "sentences", "ranking": "queries",
+    "texts": "sentences", "ranking": "queries", "sums": "examples",
 }  # fmt: skip
 
 
@@ -137,6 +137,9 @@ def verdict(data: Mapping[str, Any], rival: Mapping[str, Any]) -> str:
         amount = f"{amount.removesuffix(' points')} ± {gap(metric, (found['high'] - found['low']) / 2)}"
     unit = name_of(metric) if metric in PLAIN or metric in HUNDREDS else f"of {name_of(metric)}"
     sure = chance(rival["p_value"])
+    if rival.get("win_rate"):
+        won = rival["win_rate"]
+        sure += f"; of single examples it wins {won['estimate']:.0%}, {won['low']:.0%} to {won['high']:.0%}"
     who = rival["name"]
     match state(rival):
         case "better":
@@ -159,6 +162,8 @@ def over_runs(data: Mapping[str, Any]) -> str:
 
 def answer_text(kind: str, value: Any, shown: str = "") -> str:
     """A truth or an answer in words; of tags the entities, named by the words of `shown` where they can be told."""
+    if kind == "sums" and isinstance(value, Mapping):
+        return ", ".join(f"{name_of(name)} {figure(name, found)}" for name, found in value.items())
     if kind == "tags":
         return _entities(value, shown)
     if kind == "spans":

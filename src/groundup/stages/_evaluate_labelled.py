@@ -10,6 +10,7 @@ from typing import Any
 
 from groundup import catalog
 from groundup.artifact import Artifact, Draft, Input, digest_file
+from groundup.config import Named
 from groundup.data.corpus import Corpus
 from groundup.data.shards import open_or_build
 from groundup.data.workers import usable_cores
@@ -50,19 +51,25 @@ class Wanted:
 
 @dataclass
 class Subject:
-    """One trained model: its task and runtime, and how its answers are gathered."""
+    """One trained model: its task and runtime, and how its answers are gathered.
+
+    `section` is the task of a model that does not say its own, as one from elsewhere does not.
+    """
 
     model: Artifact
     device: str
+    section: Named | None = None
     runtime: TorchRuntime = field(init=False)
     task: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.model.verify()
-        section = answering.task_section(self.model.manifest, str(self.model.path))
+        section = self.section or answering.task_section(self.model.manifest, str(self.model.path))
         tokenizer = Tokenizer.load(self.model.path)
         self.runtime = torch_runtime.load(self.model, device=self.device)
         self.task = catalog.load("tasks", section.name).Task(section, tokenizer, row_limit(self.model, self.runtime))
+        if hasattr(self.task, "restore") and self.section is None:
+            self.task.restore(self.model.path, self.runtime.network)
 
     @cached_property
     def key(self) -> dict[str, Any]:
@@ -122,10 +129,12 @@ def run(wanted: Wanted, inputs: Mapping[str, Input], out: Draft) -> None:
     texts = [str(row["text"]) for row in train], [str(row["text"]) for row in examples]
     out.reporter.advance("looking for leaks", 0)
     found = leakage.find(*texts) if train else None
+    rivals = _before(first, inputs, corpus, split, count, wanted, out)
+    rivals += _rivals(first.task, train, _validation(corpus), examples, test, out) if wanted.rivals else []
     data = labelled_report.collect(
         test,
         runs,
-        _rivals(first.task, train, _validation(corpus), examples, test, out) if wanted.rivals else [],
+        rivals,
         described=_described(first, corpus, split, count, out),
         seed=wanted.seed,
         resamples=wanted.resamples,
@@ -137,6 +146,20 @@ def run(wanted: Wanted, inputs: Mapping[str, Input], out: Draft) -> None:
     out.path("answers.jsonl").write_text(labelled_report.answer_lines(test, runs), encoding="utf-8")
     out.metrics |= {name: score["estimate"] for name, score in data["scores"].items()}
     out.metrics["headline"] = labelled_words.short(data)
+
+
+def _before(
+    subject: Subject, inputs: Mapping[str, Input], corpus: Corpus, split: str, count: int, wanted: Wanted, out: Draft
+) -> list[System]:
+    """The answers of the model before it was tuned, if the recipe names it."""
+    if "before" not in inputs:
+        return []
+    model = inputs["before"].artifact
+    known = "task" in model.manifest.get("section", {})
+    earlier = Subject(model, wanted.device, None if known else subject.task.config)
+    given, shares, sure = earlier.answers(corpus, split, count, wanted, out)
+    meaning = "the model named as `before`, on the same examples: what tuning gained, or made it forget"
+    return [System("the model before", given, shares, sure, meaning=meaning, digest=model.digest)]
 
 
 def _test(task: Any, examples: Sequence[dict[str, Any]], wanted: Wanted, corpus: Corpus) -> Labelled:
@@ -156,6 +179,7 @@ def _test(task: Any, examples: Sequence[dict[str, Any]], wanted: Wanted, corpus:
         unit=grouped or "examples",
         language=getattr(task.config, "language", "") or "",
         out_of_scope=getattr(task.config, "out_of_scope", None),
+        metrics=getattr(task, "reported", {}),
     )
 
 

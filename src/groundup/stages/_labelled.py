@@ -100,6 +100,7 @@ def run(config: LabelledTrainingSection, inputs: Mapping[str, Input], out: Draft
         encoded(split),
         encoded("validation") if has_validation else None,
         name_of=lambda index: str(corpus.document(split, index)["source"]),
+        example_of=_examples_of(corpus, split) if config.augment else None,
         more=encoded(more.part or "train", Corpus(more.artifact)) if more else None,
     )
 
@@ -119,9 +120,17 @@ def run(config: LabelledTrainingSection, inputs: Mapping[str, Input], out: Draft
     _write(config, inputs, out, start, assembly, result)
 
 
+def _examples_of(corpus: Corpus, split: str) -> Callable[[int], dict[str, Any]]:
+    """A function giving an example by its place; all of them are held, as reading one at a time is slow."""
+    held = list(corpus.documents(split))
+    return lambda place: held[place]
+
+
 def prepared(config: LabelledTrainingSection, start: Start, task: Any) -> Network:
     """The network for a task with everything that is done to it before training: new tokens, an adapter."""
     network = start.network(task)
+    if hasattr(task, "extend"):
+        task.extend(network)  # weights that belong to the task, such as a chain over its tags
     wanted = int(task.tokenizer.vocab_size)
     has_new_tokens = wanted > start.tokenizer.vocab_size
     if has_new_tokens:
@@ -235,7 +244,7 @@ def sample_assembly(config: LabelledTrainingSection, rows: list[dict[str, Any]],
     """The run as it would begin, on a few rows held in memory."""
     task, plain = tasks_of(settled(config, iter(rows)), start, context_of(config, start))
     documents = sampling.Documents(rows, task.encode)
-    material = Material(start.tokenizer, documents, documents)
+    material = Material(start.tokenizer, documents, documents, example_of=lambda place: rows[place])
     return LabelledAssembly(
         config,
         material,

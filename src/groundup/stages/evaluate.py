@@ -33,7 +33,7 @@ from groundup.stages import _evaluate_labelled
 from groundup.text.tokenizers import Tokenizer
 from groundup.units import Bytes, Count, PositiveCount, show_bytes, show_count
 
-READS = {"of": "model", "data": "corpus"}
+READS = {"of": "model", "data": "corpus", "before": "model"}
 WRITES = "report"
 ALL_SEEDS = ("of",)
 VERSION = 1
@@ -53,6 +53,9 @@ class Config(StageSection):
     """The model to measure: a `pretrain` or `finetune` stage."""
     data: str
     """The corpus and split to measure on, such as corpus.test. The rivals learn from its train split."""
+    before: str | None = None
+    """For a labelled task, the model before it was tuned further, to be measured on the same rows: what was gained,
+    or forgotten."""
     bootstrap: Annotated[PositiveCount, Field(ge=100, le=100_000)] = 1000
     """How many times the test documents are drawn again for the intervals."""
     samples: Count = 3

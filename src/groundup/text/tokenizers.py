@@ -172,7 +172,8 @@ class Tokenizer:
         with (None, token type) where a text itself stands. As tokenizer.json's post-processor says."""
         one = self._engine.encode("a", add_special_tokens=False)
         found = self._engine.post_process(one, one if pair else None, add_special_tokens=True)
-        kept, seen = [], set()
+        kept: list[tuple[int | None, int]] = []
+        seen = set()
         for token, kind, special, sequence in zip(
             found.ids, found.type_ids, found.special_tokens_mask, found.sequence_ids, strict=True
         ):

@@ -6,7 +6,7 @@ what is measured is what is run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,8 @@ class Material:
     vocab_size: int | None = None
     name_of: Callable[[int], str] | None = None
     """Where a training document is from, by its place in the split."""
+    example_of: Callable[[int], Mapping[str, Any]] | None = None
+    """A whole training example, by its place in the split."""
     more: Columns | None = None
     """Further rows that are mixed in: see `data/mixing.py`."""
 

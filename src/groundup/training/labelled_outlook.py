@@ -44,6 +44,9 @@ def check(config: LabelledTrainingSection, inputs: Mapping[str, Known]) -> list[
     if config.max_length is not None and context and config.max_length > context:
         what = f"max_length {config.max_length} is longer than the model's context of {context} tokens"
         found.append(Mistake(("max_length",), what, f"set it to {context} or less"))
+    if config.regulariser is not None and config.task.name in ("embedding", "preference"):
+        what = f"{config.task.name} compares examples with each other, which leaves nothing for a regulariser to act on"
+        found.append(Mistake(("regulariser",), what, "leave it out"))
     splits = inputs["data"].facts.get("documents", {})
     if config.early_stopping and splits and not splits.get("validation"):
         what = "early stopping needs a validation split, and the corpus has none"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundup.training import freezing, objective, optimizers
+from groundup.training import freezing, joint, objective, optimizers
 from groundup.training.average import Average
 from groundup.training.choices import Choices
 from groundup.training.methods import Methods
@@ -71,6 +71,9 @@ class Learner:
         share = objective.shares([self.methods.counts(self.objective, part) for part in parts], device)
         losses = torch.zeros(len(share), device=device)
         with self.unfreezing.at(step):
+            if self.objective.joint is not None and len(parts) > 1:
+                losses += self._joint_gradients(parts, share, step)
+                parts = ()
             for micro, part in enumerate(parts):
                 torch.manual_seed(draw(self.settings.seed, step, micro))
                 loss, each = self.forward(objective.to_device(part, device), share)
@@ -82,6 +85,22 @@ class Learner:
         norm = torch.nn.utils.get_total_norm(self._grads(), foreach=True)
         *found, grad_norm = torch.cat([losses, norm.float().reshape(1)]).tolist()
         return Figures(sum(found), dict(zip(share, found, strict=True)), grad_norm)
+
+    def _joint_gradients(self, parts: Sequence[Batch], share: dict[str, Tensor], step: int) -> Tensor:
+        """The parts of a loss that compares the examples of a whole batch; the gradients are left in place."""
+        assert self.objective.joint is not None, "only such a loss has a joint one"
+
+        def vectors(batch: Batch) -> Tensor:
+            with self.choices.arithmetic.on():
+                found: Tensor = self.network(batch).logits
+            return found
+
+        batches = [objective.to_device(part, self.choices.device) for part in parts]
+
+        def seed(micro: int) -> None:
+            torch.manual_seed(draw(self.settings.seed, step, micro))
+
+        return joint.gradients(vectors, self.objective.joint, batches, share, seed)
 
     def update(self, lr: float, grad_norm: float, step: int) -> None:
         """Apply the gradients in place, shortened to `grad_clip`, and move the average."""

@@ -35,6 +35,9 @@ class Objective:
     """Trained labels by part of the loss, told from a batch alone."""
     scores: Callable[[Any, Batch], Mapping[str, Tensor]] | None = None
     """Sums per row of what else is watched on held-out rows."""
+    joint: Callable[[Sequence[Tensor], Sequence[Batch]], Parts] | None = None
+    """The loss of several micro-batches together, from what the network's head gives of each; for losses that
+    compare the examples of a whole step with each other (`training/joint.py`)."""
     watched: Mapping[str, Any] = field(default_factory=dict)
     """By name, what turns those sums into a score: anything with `of(sums)`."""
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SerializeAsAny, WithJsonSchema, mode
 
 from groundup.config import FromFolder, Named, Section, StageSection
 from groundup.nn.products import Matmul
+from groundup.text.augment import Augment
 from groundup.training.arithmetic import Precision
 from groundup.training.freezing import Layers
 from groundup.training.log import SinkName
@@ -166,6 +167,8 @@ class LabelledTrainingSection(TrainingSection):
     """A small change trained beside frozen weights, by name: lora, dora. All weights are trained unless given."""
     layers: Layers = Layers()
     """How layers differ in what they learn: frozen ones, rates that fall with depth, gradual unfreezing."""
+    augment: Augment | None = None
+    """Changes to training texts, drawn anew in every epoch: synonyms, deletion, swaps. For text_classification."""
     regulariser: AnyRegulariser | None = None
     """What is added to the loss against overfitting, by name: r_drop, fgm, pgd."""
 
