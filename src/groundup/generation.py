@@ -14,7 +14,7 @@ from typing import Any
 
 from groundup.artifact import MANIFEST, open_artifact
 from groundup.errors import ArtifactError, UserError
-from groundup.prediction import predict, task_of
+from groundup.prediction import predict, task_of, temperature_of
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
 from groundup.serving.chatting import Messages, answering
@@ -107,10 +107,12 @@ class Model:
     def predict(self, rows: Iterable[Any]) -> list[dict[str, Any]]:
         """An answer for each row, by a model of a labelled task: its label with the probability of each, its tags, …
 
+        Probabilities are at the temperature that fitted the model's validation rows.
+
         A row is a text, or a mapping with the columns the task reads; tables of pandas and polars will
         do. Raises UserError for a model of another kind, and DataError for a row that cannot be read.
         """
-        return predict(self._task, self.runtime, rows)
+        return predict(self._task, self.runtime, rows, temperature=temperature_of(self.path))
 
     @cached_property
     def _task(self) -> Any:

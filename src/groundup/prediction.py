@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from groundup.artifact import MANIFEST, Artifact
 from groundup.data.sample import Documents
 from groundup.errors import UserError
 from groundup.evaluation import answering
+from groundup.evaluation.metrics import calibration
 from groundup.progress import Reporter
 from groundup.runtimes.torch import TorchRuntime
 from groundup.text.tokenizers import Tokenizer
@@ -33,8 +35,14 @@ def task_of(folder: Path, tokenizer: Tokenizer, runtime: TorchRuntime) -> Any:
     return task
 
 
-def predict(task: Any, runtime: TorchRuntime, rows: Iterable[Any]) -> list[dict[str, Any]]:
-    """An answer for each row, in order: what the task's `answers` says of it.
+def temperature_of(folder: Path) -> float:
+    """The temperature that was fitted on a model's validation rows, 1 if none was."""
+    path = folder / calibration.FILE
+    return float(json.loads(path.read_text(encoding="utf-8"))["temperature"]) if path.is_file() else 1.0
+
+
+def predict(task: Any, runtime: TorchRuntime, rows: Iterable[Any], *, temperature: float = 1.0) -> list[dict[str, Any]]:
+    """An answer for each row, in order: what the task's `answers` says of it, probabilities at a temperature.
 
     A row is a text, or a mapping with the columns the task reads; a table of pandas or polars will do
     too. Raises DataError, naming the row, for one the task cannot read.
@@ -53,13 +61,16 @@ def predict(task: Any, runtime: TorchRuntime, rows: Iterable[Any]) -> list[dict[
     )
     given = [task.answer(found.get(place, ()), example) for place, example in enumerate(examples)]
     name = {"classes": "label", "multilabel": "labels", "number": "number", "tags": "tags"}.get(task.evaluation, "text")
-    return [_shown(name, one, list(task.labels)) for one in given]
+    return [_shown(name, one, list(task.labels), temperature) for one in given]
 
 
-def _shown(name: str, given: Any, labels: list[str]) -> dict[str, Any]:
+def _shown(name: str, given: Any, labels: list[str], temperature: float) -> dict[str, Any]:
     found: dict[str, Any] = {name: given.answer}
     if given.probabilities is not None:
-        found["probabilities"] = dict(zip(labels, given.probabilities, strict=True))
+        shares = given.probabilities
+        if temperature != 1:
+            shares = calibration.tempered([shares], temperature)[0].tolist()
+        found["probabilities"] = dict(zip(labels, shares, strict=True))
     if given.confidence is not None:
         found["confidence"] = given.confidence
     return found

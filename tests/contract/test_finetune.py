@@ -281,6 +281,7 @@ def test_python_predicts_texts_rows_and_tables(folder: Path) -> None:
     found = model.predict([GOOD, {"text": BAD}])
     assert [one["label"] for one in found] == ["good", "bad"]
     assert sum(found[0]["probabilities"].values()) == pytest.approx(1)
+    assert artifact.json("calibration.json")["temperature"] == artifact.metrics["temperature"]
     assert model.predict([]) == []
     with pytest.raises(UserError, match="a list of rows"):
         model.predict(GOOD)

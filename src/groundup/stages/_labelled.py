@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from groundup import catalog
@@ -15,9 +16,12 @@ from groundup.checkpoints import hugging_face
 from groundup.config import Mistake, Named
 from groundup.data import sample as sampling
 from groundup.data.corpus import Corpus
+from groundup.data.packing import IGNORED
 from groundup.data.shards import Shards, open_or_build
 from groundup.data.workers import usable_cores
 from groundup.errors import DataError
+from groundup.evaluation import answering
+from groundup.evaluation.metrics import calibration
 from groundup.forecast import Forecast, Known
 from groundup.nn import token_tables
 from groundup.nn.network import Network
@@ -31,6 +35,9 @@ from groundup.training.labelled import DEFAULT_EPOCHS, LabelledAssembly, Longest
 from groundup.training.loop import Result
 from groundup.training.measure import Measured, Planned
 from groundup.training.settings import LONGEST, LabelledTrainingSection
+
+CALIBRATION_TOKENS = 8192
+"""Tokens of a forward pass over validation rows."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,8 @@ def _write(
     task.tokenizer.save(out.folder, model_max_length=assembly.row_tokens)
     if hasattr(task, "save"):
         task.save(out.folder, network)
+    if getattr(task, "evaluation", "") == "classes" and assembly.material.held_out is not None:
+        _calibrate(out, assembly, network)
     text = card.write(
         name=f"{network.config.name} {task.config.name}",
         section=sections.dump(config) | {"model": network.config.dump()},
@@ -181,6 +190,26 @@ def _write(
         head=task.head,
     )
     out.path("README.md").write_text(text, encoding="utf-8")
+
+
+@torch.no_grad()
+def _calibrate(out: Draft, assembly: Assembly, network: Network) -> None:
+    """Write the temperature at which probabilities fit the validation rows best (Guo et al. 2017, section 4.2)."""
+    task, rows = assembly.task, assembly.held_out_rows()
+    shares: list[list[float]] = []
+    truth: list[int] = []
+    lengths: Any = rows.lengths  # type: ignore[attr-defined]
+    for indices in answering.batches(lengths, CALIBRATION_TOKENS):
+        batch = assembly.collate([rows.row(int(index), 0) for index in indices])
+        answers = task.answers(network(batch), batch)
+        labels = batch["label"].tolist()
+        kept = [i for i, label in enumerate(labels) if label != IGNORED]
+        shares += [answers[i]["probabilities"] for i in kept]
+        truth += [labels[i] for i in kept]
+    if truth:
+        temperature = calibration.fit_temperature(np.array(truth), np.array(shares))
+        out.write_json(calibration.FILE, {"temperature": temperature, "rows": len(truth)})
+        out.metrics["temperature"] = temperature
 
 
 def _generation(task: Any, start: Start) -> dict[str, Any]:

@@ -22,6 +22,10 @@ Mass = Literal["width", "equal"]
 Bools = NDArray[np.bool_]
 
 
+FILE = "calibration.json"
+"""Where a model keeps the temperature that was fitted on its validation rows."""
+
+
 def edges(confidence_E: Floats, mass: Mass, bins: int = BINS) -> Floats:
     """The inner bounds of bins over [0, 1]: of equal width, or with as many examples in each."""
     if mass == "width":
