@@ -169,6 +169,7 @@ class _Report:
     def test(self) -> Labelled:
         """The examples, without their inputs."""
         from groundup.evaluation.labelled import Labelled
+        from groundup.evaluation.metrics.ratios import from_data
 
         test, lines = self.data["test"], self.lines
         return Labelled(
@@ -181,6 +182,7 @@ class _Report:
             unit=test["unit"],
             language=test["language"],
             out_of_scope=test["out_of_scope"],
+            metrics={name: from_data(metric) for name, metric in test["metrics"].items()},
         )
 
     @property

@@ -12,6 +12,7 @@ import transformers
 
 from groundup import catalog
 from groundup.checkpoints import hugging_face
+from groundup.compare import compare
 from groundup.nn.network import create
 from groundup.runner import run
 from groundup.text.pipelines import SPECIALS
@@ -121,3 +122,6 @@ def test_a_task_runs_from_its_rows_to_its_report(
     theirs = getattr(transformers, OPENERS[task]).from_pretrained(made["model"].path)
     assert sum(p.numel() for p in theirs.parameters()) > 0
     assert transformers.AutoTokenizer.from_pretrained(made["model"].path)("red train")["input_ids"]
+    twin = compare(made["report"].path, made["report"].path, resamples=200)
+    assert not twin.main.is_real
+    assert twin.main.lead.estimate == 0

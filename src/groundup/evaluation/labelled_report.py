@@ -22,6 +22,7 @@ from groundup.evaluation.labelled_scores import Scores, confidence_of, right_of,
 from groundup.evaluation.leakage import Leakage
 from groundup.evaluation.metrics import sums, translation
 from groundup.evaluation.metrics.additive import averaged
+from groundup.evaluation.metrics.ratios import as_data
 from groundup.evaluation.resampling import Draws
 
 FORMAT = 1
@@ -104,6 +105,7 @@ def described_test(test: Labelled) -> dict[str, Any]:
         "labels": list(test.labels),
         "language": test.language,
         "out_of_scope": test.out_of_scope,
+        "metrics": {name: as_data(metric) for name, metric in test.metrics.items()},
         "unit": test.unit,
         "units": len(set(test.units)) if test.units is not None else len(test),
     }

@@ -39,3 +39,18 @@ class Ratio:
     def of(self, sums: Mapping[str, float]) -> float:
         """The score of these sums; NaN when nothing was counted."""
         return self.finish(sums[self.above] / sums[self.below]) if sums[self.below] else math.nan
+
+
+FINISHES: dict[str, Callable[[float], float]] = {"unchanged": unchanged, "perplexity": perplexity, "bits": bits}
+
+
+def as_data(metric: Ratio) -> dict[str, str | bool]:
+    """A score as plain data, for a report that is to be read again."""
+    finish = next(name for name, function in FINISHES.items() if function is metric.finish)
+    return {"above": metric.above, "below": metric.below, "finish": finish, "higher_is_better": metric.higher_is_better}
+
+
+def from_data(data: Mapping[str, str | bool]) -> Ratio:
+    """What `as_data` wrote."""
+    finish = FINISHES[str(data["finish"])]
+    return Ratio(str(data["above"]), str(data["below"]), finish, bool(data["higher_is_better"]))
