@@ -75,9 +75,9 @@ class KeyValueCache:
         return self.keys_LRGSK[layer, :, :, :length][index], self.values_LRGSK[layer, :, :, :length][index]
 
     def reorder(self, rows_R: Tensor, length: int) -> None:
-        """Make each row what row `rows_R` was, as far as `length` tokens: beams that split and end."""
-        self.keys_LRGSK[..., :length, :] = self.keys_LRGSK[:, rows_R, :, :length]
-        self.values_LRGSK[..., :length, :] = self.values_LRGSK[:, rows_R, :, :length]
+        """Make the first R rows what rows `rows_R` were, as far as `length` tokens: beams that split and end."""
+        for layer in (*self.keys_LRGSK, *self.values_LRGSK):
+            layer[: len(rows_R), :, :length] = layer[:, :, :length].index_select(0, rows_R)
 
     def copy_row(self, source: int, target: int) -> None:
         """Make one row what another is: a shared prompt, or a beam that splits."""

@@ -28,13 +28,13 @@ class Writer:
         self.backbone, self.head = outputs.backbone, outputs.head
         picked = everything(outputs.source[..., 0], places(outputs.source, outputs.batch))
         source_ESD = picked.take(outputs.source)
-        self.examples, self.rows, self.length = len(source_ESD), len(source_ESD) * beams, 0
-        self.seen = self.backbone.remember(source_ESD)
-        self.across = Beams(picked.real, beams, source_ESD.dtype)
+        self.examples, self.beams, self.length = len(source_ESD), beams, 0
+        self.seen, self.real_ES = self.backbone.remember(source_ESD), picked.real
+        self.across = Beams(self.real_ES, beams, source_ESD.dtype)
         _, _, heads, size = self.seen[0][0].shape
         self.cache = KeyValueCache(
             n_layers=len(self.seen),
-            rows=self.rows,
+            rows=self.examples * beams,
             slots=max_tokens,
             n_kv_heads=heads,
             head_dim=size,
@@ -51,7 +51,17 @@ class Writer:
         """Log-probabilities of what follows, (R,V) float32, when `ids_R` has joined the targets."""
         if from_R is not None:
             self.cache.reorder(from_R, self.length)
-        attend = Cached(self.cache, [self.length] * self.rows, 1)
+            self._leave(from_R)
+        attend = Cached(self.cache, [self.length] * len(ids_R), 1)
         hidden_R1D = self.backbone.decode(ids_R[:, None], self.seen, attend, self.across, attend.positions_BT)
         self.length += 1
         return self.head(hidden_R1D[:, 0]).float().log_softmax(-1)
+
+    def _leave(self, from_R: Tensor) -> None:
+        """Forget the sources of examples that are done."""
+        if len(from_R) == len(self.real_ES) * self.beams:
+            return
+        stays_E = from_R[:: self.beams] // self.beams
+        self.seen = [(keys[stays_E], values[stays_E]) for keys, values in self.seen]
+        self.real_ES = self.real_ES[stays_E]
+        self.across = Beams(self.real_ES, self.beams, self.cache.dtype)
