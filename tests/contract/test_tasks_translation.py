@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+import groundup
 from groundup import catalog
 from groundup import plan as planning
 from groundup.artifact import Artifact, Store
@@ -169,7 +170,9 @@ def test_what_cannot_be_learned_is_named() -> None:
     with pytest.raises(DataError, match="the end of a text"):
         translation.Task(make().config, tokenizer("wordpiece"), 32)
     with pytest.raises(DataError, match="no trained labels"):
-        rows_of(make(), [{key: value for key, value in row.items() if key != "de"} for row in ROWS])
+        rows_of(
+            make(), [{key: value for key, value in row.items() if key != "de"} for row in ROWS]
+        ).ledger().require_labels()
 
 
 def test_an_empty_source_is_answered_by_nothing() -> None:
@@ -230,6 +233,12 @@ def test_a_recipe_learns_to_translate_and_transformers_goes_on_with_it(recipe: P
     assert report["scores"]["bleu"]["estimate"] > 50 and "chrf" in report["scores"]
     assert any("word table" in str(rival) for rival in report["rivals"])
     opens_in_transformers(model, made["report"])
+    asked = [
+        json.loads(line) for line in (made["report"].path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    sources = [pair(int(line["id"].rpartition(":")[2]) - 1)["en"] for line in asked]
+    given = groundup.load(model.path).predict([*sources[:3], *({"en": source} for source in sources[3:]), ""])
+    assert [answer["text"] for answer in given] == [*(line["answers"][0] for line in asked), ""]
 
 
 def opens_in_transformers(model: Artifact, report: Artifact) -> None:

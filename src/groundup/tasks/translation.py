@@ -66,6 +66,11 @@ class Config(Named):
     length_penalty: float = 1.0
     """The power of the length that an answer's score is divided by: more prefers longer answers."""
 
+    @property
+    def text(self) -> str:
+        """The column that is read: what a row stands for that is only a text."""
+        return self.source
+
 
 def settle(config: Config, examples: Iterable[Mapping[str, Any]]) -> Config:
     """The section as it is, when all training rows have two texts. Raises DataError naming the one that has not."""
@@ -148,7 +153,7 @@ class Task:
         return whole[: self.most], max(0, len(whole) - self.most)
 
     def rows(self, shards: Columns, seed: int, *, held_out: bool = False) -> Examples:
-        """The pairs of a split, one row each; a row's length is that of both sides. Raises DataError without targets.
+        """The pairs of a split, one row each; a row's length is that of both sides.
 
         `seed` changes nothing: rows are the same in every epoch.
         """
