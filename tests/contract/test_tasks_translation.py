@@ -12,8 +12,7 @@ import pytest
 import torch
 import transformers
 
-import groundup
-from groundup import catalog
+from groundup import catalog, generation
 from groundup import plan as planning
 from groundup.artifact import Artifact, Store
 from groundup.config import parse
@@ -233,12 +232,15 @@ def test_a_recipe_learns_to_translate_and_transformers_goes_on_with_it(recipe: P
     assert report["scores"]["bleu"]["estimate"] > 50 and "chrf" in report["scores"]
     assert any("word table" in str(rival) for rival in report["rivals"])
     opens_in_transformers(model, made["report"])
-    asked = [
-        json.loads(line) for line in (made["report"].path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    sources = [pair(int(line["id"].rpartition(":")[2]) - 1)["en"] for line in asked]
-    given = groundup.load(model.path).predict([*sources[:3], *({"en": source} for source in sources[3:]), ""])
-    assert [answer["text"] for answer in given] == [*(line["answers"][0] for line in asked), ""]
+    lines = (made["report"].path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [(source_of(line), line["answers"][0]) for line in map(json.loads, lines)]
+    rows = [*(source for source, _ in asked[:3]), *({"en": source} for source, _ in asked[3:]), ""]
+    given = generation.load(model.path).predict(rows)
+    assert [answer["text"] for answer in given] == [*(answer for _, answer in asked), ""]
+
+
+def source_of(line: dict[str, Any]) -> str:
+    return str(pair(int(line["id"].rpartition(":")[2]) - 1)["en"])
 
 
 def opens_in_transformers(model: Artifact, report: Artifact) -> None:
@@ -249,8 +251,7 @@ def opens_in_transformers(model: Artifact, report: Artifact) -> None:
     assert type(theirs) is transformers.MarianMTModel
     lines = (report.path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     for line in map(json.loads, lines):
-        source = pair(int(line["id"].rpartition(":")[2]) - 1)["en"]
-        ids = cutter(source, add_special_tokens=False)["input_ids"]
+        ids = cutter(source_of(line), add_special_tokens=False)["input_ids"]
         written = generate(torch.tensor([[*ids, cutter.eos_token_id]]), do_sample=False)[0]
         answer = cutter.decode(written, skip_special_tokens=True).strip()
         assert [answer] == line["answers"]
