@@ -112,12 +112,19 @@ def run(
     stages: Annotated[list[str] | None, typer.Argument(help="Only these stages and what they need.")] = None,
     overrides: Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, ignoring earlier results.")] = False,
+    run_generated_code: Annotated[
+        bool, typer.Option("--run-generated-code", help="Let a test run programs that a model wrote (HumanEval).")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe. Run it again to continue: what is fresh is not redone."""
+    import os
+
     from groundup.runner import run as run_recipe
 
+    if run_generated_code:
+        os.environ["GROUNDUP_RUN_GENERATED_CODE"] = "1"
     reporter = _reporter(as_json, quiet)
     try:
         artifacts = run_recipe(recipe, stages or (), overrides=overrides or (), fresh=fresh, reporter=reporter)

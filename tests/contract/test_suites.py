@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groundup.errors import DataError, UserError
+from groundup import plan as planning
+from groundup.artifact import Store
+from groundup.errors import DataError, Mistakes, UserError
 from groundup.evaluation.suites import arithmetic, code, likelihood, multiple_choice, questions, running
 from groundup.evaluation.suites.questions import Question
 from groundup.evaluation.suites.running import Model
+from groundup.recipe import load
+from groundup.runner import run
 
 MMLU = {
     "dev/moral_disputes_dev.csv": 'question,choice0,choice1,choice2,choice3,answer\n"Is it, so? ",yes,no,both,none,1\n',
@@ -277,3 +281,29 @@ def test_the_published_solutions_pass(shared_data: Callable[[str], Path]) -> Non
     assert code.pass_rate(outcomes).value == 1.0
     assert code.pass_at_k(1, 2, 1) == 0.5 and code.pass_at_k(3, 4, 2) == 1.0
     assert code.pass_at_k(1, 4, 2) == pytest.approx(0.5)
+
+
+def test_a_recipe_asks_a_suite(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "arc.jsonl").write_text("\n".join(json.dumps(ARC | {"id": f"Q{n}"}) for n in range(12)))
+    folder = shared_data("models/stories260K/hf")
+    suite = {"name": "arc", "path": "arc.jsonl", "limit": 8}
+    recipe = {"groundup": 1, "name": "asked", "stages": {"r": {"examine": {"of": str(folder), "suites": [suite]}}}}
+    (tmp_path / "asked.yaml").write_text(json.dumps(recipe))
+    report = run(tmp_path / "asked.yaml")["r"]
+    data = report.json("report.json")
+    assert data["suites"][0]["questions"] == 8
+    assert data["rivals"][0]["score"] == 0.5
+    assert "8 of 12 questions" in (report.path / "report.md").read_text()
+    assert len((report.path / "said/arc.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_recipe_alone_never_runs_programs(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shared_data("models/stories260K/hf")
+    (tmp_path / "h.jsonl").write_text("{}")
+    suites = [{"name": "humaneval", "path": "h.jsonl"}, {"name": "arc", "path": "missing.jsonl"}]
+    recipe = {"groundup": 1, "name": "asked", "stages": {"r": {"examine": {"of": str(folder), "suites": suites}}}}
+    (tmp_path / "asked.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(Mistakes) as caught:
+        planning.make(load(tmp_path / "asked.yaml"), Store(), effort="quick")
+    assert "runs programs that the model writes" in str(caught.value)
+    assert "no file at 'missing.jsonl'" in str(caught.value)

@@ -14,6 +14,7 @@ from typing import Any
 
 from groundup.artifact import Artifact
 from groundup.evaluation import labelled_markdown, labelled_page, page, words
+from groundup.evaluation.suites import page as suites_page
 from groundup.units import show_bytes, show_count
 
 FORMAT = 1
@@ -67,15 +68,20 @@ def cost(model: Artifact) -> dict[str, Any]:
 def write(data: Mapping[str, Any], path: Callable[[str], Path]) -> None:
     """Write the three files; `path` gives the place of a payload file by name.
 
-    `data` is what `collecting.collect` gives for a language model, or `labelled_report.collect` for a
-    labelled task.
+    `data` is what `collecting.collect` gives for a language model, `labelled_report.collect` for a
+    labelled task, or `suites.page.collect` for published tests.
     """
-    labelled = data.get("kind") == "labelled"
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     path("report.json").write_text(text + "\n", encoding="utf-8")
-    told = labelled_markdown.markdown(data) if labelled else markdown(data)
+    match data.get("kind"):
+        case "labelled":
+            told, drawn = labelled_markdown.markdown(data), labelled_page.render(data)
+        case "suites":
+            told, drawn = suites_page.markdown(data), suites_page.render(data)
+        case _:
+            told, drawn = markdown(data), page.render(data)
     path("report.md").write_text(told, encoding="utf-8")
-    path("report.html").write_text(labelled_page.render(data) if labelled else page.render(data), encoding="utf-8")
+    path("report.html").write_text(drawn, encoding="utf-8")
 
 
 def markdown(data: Mapping[str, Any]) -> str:
