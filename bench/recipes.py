@@ -25,6 +25,7 @@ from groundup.units import show_count, show_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "# --- results, written by `make results` ---", "# --- end of results ---"
+NO_FIGURES = "#\n# No figures yet: `make results` writes them here.\n"
 _BLOCK = re.compile(rf"^{re.escape(BEGIN)}\n.*?^{re.escape(END)}\n", re.DOTALL | re.MULTILINE)
 
 
@@ -80,7 +81,7 @@ def scores(report: dict[str, Any]) -> list[str]:
 
 def write(path: Path, kept: dict[str, Any]) -> None:
     """Put the header into the recipe, replacing an older one."""
-    text = _BLOCK.sub("", path.read_text(encoding="utf-8"))
+    text = _BLOCK.sub("", path.read_text(encoding="utf-8")).replace(NO_FIGURES, "")
     path.write_text(header(kept) + text, encoding="utf-8")
 
 

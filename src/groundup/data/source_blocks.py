@@ -74,6 +74,8 @@ def cut(
     index = 0
     for source_index, source in enumerate(sources):
         own = [file for file in files if file.source == source_index]
+        if not own:
+            continue  # only some sources were asked for
         for block in _cut_source(source, own, block_bytes, wanted):
             yield replace(block, index=index)
             index += 1
