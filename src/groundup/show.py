@@ -110,7 +110,7 @@ USES = {
     "LMHeadModel": 'groundup generate {place} "…"',
     "ForMaskedLM": 'groundup fill {place} "… [MASK] …"',
     "ForPreTraining": 'groundup fill {place} "… [MASK] …"',
-    "ForSequenceClassification": "python -c 'import groundup; print(groundup.load(\"{place}\").predict([\"…\"]))'",
+    "ForSequenceClassification": 'python -c \'import groundup; print(groundup.load("{place}").predict(["…"]))\'',
 }
 """What a model can be tried with, by the end of its class's name."""
 

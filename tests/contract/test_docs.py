@@ -101,7 +101,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.smoke
 def test_pages_name_only_make_targets_and_commands_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", read(ROOT / "Makefile"), re.MULTILINE))
-    commands = set(re.findall(r"^def ([a-z]+)\(", read(PACKAGE / "cli.py"), re.MULTILINE))
+    commands = set(re.findall(r"^def ([a-z]+)_?\(", read(PACKAGE / "cli.py"), re.MULTILINE))
     wrong = []
     for page in PAGES:
         code = "\n".join(block for kind, block in blocks(read(page)) if kind in ("sh", "console"))
