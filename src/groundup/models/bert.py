@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from groundup.nn import heads
 from groundup.nn.attention import Attend
+from groundup.nn.dropout import dropout
 from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.layers import ACTIVATIONS, ResidualLinear, check_length, run_layers
 from groundup.nn.positions import PositionTable, check_even
@@ -144,7 +145,7 @@ class Embeddings(nn.Module):
             types = self.token_type_embeddings(token_type_ids_BT)
         positions = self.position_embeddings(positions_BT, input_ids_BT.shape[1])
         x_BTD = self.LayerNorm(self.word_embeddings(input_ids_BT) + types + positions)
-        return F.dropout(x_BTD, self.dropout, self.training)
+        return dropout(x_BTD, self.dropout, self.training)
 
 
 class SelfAttention(nn.Module):
@@ -175,7 +176,7 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,T,width) to (B,T,D); the caller applies the norm where its order wants it."""
-        return F.dropout(self.dense(x), self.dropout, self.training)
+        return dropout(self.dense(x), self.dropout, self.training)
 
 
 class Attention(nn.Module):

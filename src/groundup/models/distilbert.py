@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from groundup.nn import heads
 from groundup.nn.attention import Attend
+from groundup.nn.dropout import dropout
 from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.layers import ACTIVATIONS, ResidualLinear, check_length, run_layers
 from groundup.nn.positions import PositionTable
@@ -124,7 +125,7 @@ class Embeddings(nn.Module):
     def forward(self, input_ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """(B,T,D)."""
         positions = self.position_embeddings(positions_BT, input_ids_BT.shape[1])
-        return F.dropout(self.LayerNorm(self.word_embeddings(input_ids_BT) + positions), self.dropout, self.training)
+        return dropout(self.LayerNorm(self.word_embeddings(input_ids_BT) + positions), self.dropout, self.training)
 
 
 class Attention(nn.Module):
@@ -142,8 +143,8 @@ class Attention(nn.Module):
         """What each token takes from those it may see, (B,T,D)."""
         heads_of = (*x_BTD.shape[:2], self.n_heads, -1)
         q_BTHK, k_BTHK, v_BTHK = (make(x_BTD).view(heads_of) for make in (self.q_lin, self.k_lin, self.v_lin))
-        dropout = self.dropout if self.training else 0.0
-        out_BTD: Tensor = self.out_lin(attend(q_BTHK, k_BTHK, v_BTHK, self.layer, dropout=dropout).flatten(2))
+        dropped = self.dropout if self.training else 0.0
+        out_BTD: Tensor = self.out_lin(attend(q_BTHK, k_BTHK, v_BTHK, self.layer, dropout=dropped).flatten(2))
         return out_BTD
 
 
@@ -158,7 +159,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B,T,D) to (B,T,D)."""
-        return F.dropout(self.lin2(self.activation(self.lin1(x_BTD))), self.dropout, self.training)
+        return dropout(self.lin2(self.activation(self.lin1(x_BTD))), self.dropout, self.training)
 
 
 class Block(nn.Module):

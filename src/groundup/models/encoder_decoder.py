@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundup.nn.attention import Attend
+from groundup.nn.dropout import dropout
 from groundup.nn.layers import ACTIVATIONS, ResidualLinear, check_length, run_layers
 from groundup.nn.positions import Sinusoids, check_even
 from groundup.nn.published import OURS, only, ours, required
@@ -192,9 +193,9 @@ class Block(nn.Module):
     def around(self, x_BTD: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """The residual stream with a sublayer added, (B,T,D)."""
         if self.is_post_norm:
-            out_BTD: Tensor = norm(x_BTD + F.dropout(sublayer(x_BTD), self.dropout, self.training))
+            out_BTD: Tensor = norm(x_BTD + dropout(sublayer(x_BTD), self.dropout, self.training))
             return out_BTD
-        return x_BTD + F.dropout(sublayer(norm(x_BTD)), self.dropout, self.training)
+        return x_BTD + dropout(sublayer(norm(x_BTD)), self.dropout, self.training)
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """(B,T,D) to (B,T,D)."""
@@ -286,7 +287,7 @@ class EncoderDecoder(nn.Module):
     def _embedded(self, input_ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         check_length(input_ids_BT.shape[1], self.context, positions_BT)
         x_BTD = self.shared(input_ids_BT) * self.scale + self.positions(positions_BT, input_ids_BT.shape[1])
-        return F.dropout(x_BTD, self.dropout, self.training)
+        return dropout(x_BTD, self.dropout, self.training)
 
 
 class TranslationHead(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from groundup.nn import heads
 from groundup.nn.attention import Attend
+from groundup.nn.dropout import dropout
 from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.layers import LanguageHead, ResidualLinear, TiedLanguageHead, check_length, language_head, run_layers
 from groundup.nn.positions import RopeScaling, Rotary, rotate
@@ -205,8 +206,8 @@ class Attention(nn.Module):
         if self.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         q_BTHK, k_BTGK = rotate(q_BTHK, cos, sin), rotate(k_BTGK, cos, sin)
-        dropout = self.dropout if self.training else 0.0
-        out_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, self.layer, dropout=dropout)
+        dropped = self.dropout if self.training else 0.0
+        out_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, self.layer, dropout=dropped)
         out_BTD: Tensor = self.o_proj(out_BTHK.flatten(2))
         return out_BTD
 
@@ -240,8 +241,8 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, attend: Attend, cos: Tensor, sin: Tensor) -> Tensor:
         """The residual stream after this block, (B,T,D)."""
         attended_BTD = self.self_attn(self.input_layernorm(x_BTD), attend, cos, sin)
-        x_BTD = x_BTD + F.dropout(attended_BTD, self.dropout, self.training)
-        return x_BTD + F.dropout(self.mlp(self.post_attention_layernorm(x_BTD)), self.dropout, self.training)
+        x_BTD = x_BTD + dropout(attended_BTD, self.dropout, self.training)
+        return x_BTD + dropout(self.mlp(self.post_attention_layernorm(x_BTD)), self.dropout, self.training)
 
 
 class Gpt(nn.Module):
@@ -267,7 +268,7 @@ class Gpt(nn.Module):
     ) -> Tensor:
         """Hidden states (B,T,D). Token types mean nothing to this family and are not used."""
         check_length(input_ids_BT.shape[1], self.context, positions_BT)
-        x_BTD = F.dropout(self.embed_tokens(input_ids_BT), self.dropout, self.training)
+        x_BTD = dropout(self.embed_tokens(input_ids_BT), self.dropout, self.training)
         cos, sin = self.rotary(positions_BT, input_ids_BT.shape[1], x_BTD.dtype)
         x_BTD = run_layers(self.layers, x_BTD, attend, cos, sin, checkpoint_activations=self.checkpoint_activations)
         hidden_BTD: Tensor = self.norm(x_BTD)

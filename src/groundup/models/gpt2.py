@@ -14,10 +14,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from groundup.nn import heads
 from groundup.nn.attention import Attend
+from groundup.nn.dropout import dropout
 from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.layers import (
     ACTIVATIONS,
@@ -174,11 +174,11 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, attend: Attend) -> Tensor:
         """The residual stream after this block, (B,T,D)."""
         if self.is_post_norm:
-            x_BTD = self.ln_1(x_BTD + F.dropout(self.attn(x_BTD, attend), self.dropout, self.training))
-            out_BTD: Tensor = self.ln_2(x_BTD + F.dropout(self.mlp(x_BTD), self.dropout, self.training))
+            x_BTD = self.ln_1(x_BTD + dropout(self.attn(x_BTD, attend), self.dropout, self.training))
+            out_BTD: Tensor = self.ln_2(x_BTD + dropout(self.mlp(x_BTD), self.dropout, self.training))
             return out_BTD
-        x_BTD = x_BTD + F.dropout(self.attn(self.ln_1(x_BTD), attend), self.dropout, self.training)
-        return x_BTD + F.dropout(self.mlp(self.ln_2(x_BTD)), self.dropout, self.training)
+        x_BTD = x_BTD + dropout(self.attn(self.ln_1(x_BTD), attend), self.dropout, self.training)
+        return x_BTD + dropout(self.mlp(self.ln_2(x_BTD)), self.dropout, self.training)
 
 
 class Gpt2(nn.Module):
@@ -205,7 +205,7 @@ class Gpt2(nn.Module):
         """Hidden states (B,T,D). Token types mean nothing to this family and are not used."""
         check_length(input_ids_BT.shape[1], self.context, positions_BT)
         x_BTD = self.wte(input_ids_BT) + self.wpe(positions_BT, input_ids_BT.shape[1])
-        x_BTD = F.dropout(x_BTD, self.dropout, self.training)
+        x_BTD = dropout(x_BTD, self.dropout, self.training)
         x_BTD = run_layers(self.h, x_BTD, attend, checkpoint_activations=self.checkpoint_activations)
         hidden_BTD: Tensor = self.ln_f(x_BTD)
         return hidden_BTD

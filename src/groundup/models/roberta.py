@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from groundup.models import bert
 from groundup.nn import heads
+from groundup.nn.dropout import dropout
 from groundup.nn.heads import EmbeddingHead, LinearHead
 from groundup.nn.positions import PositionTable
 from groundup.nn.published import only
@@ -147,8 +148,8 @@ class SequenceHead(nn.Module):
 
     def forward(self, first_ED: Tensor) -> Tensor:
         """(E,D) to (E,K)."""
-        x_ED = torch.tanh(self.dense(F.dropout(first_ED, self.dropout, self.training)))
-        scores_EK: Tensor = self.out_proj(F.dropout(x_ED, self.dropout, self.training))
+        x_ED = torch.tanh(self.dense(dropout(first_ED, self.dropout, self.training)))
+        scores_EK: Tensor = self.out_proj(dropout(x_ED, self.dropout, self.training))
         return scores_EK
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundup.config import Named
+from groundup.nn.dropout import dropout as dropped
 from groundup.nn.quantised import QUANTISED, Bits, frozen_product
 
 TRAINED = ("lora_A", "lora_B", "lora_magnitude_vector")
@@ -85,7 +86,7 @@ class AdaptedLinear(nn.Linear):
         x_NI = input.reshape(-1, self.in_features)
         magnitude_O = self.lora_magnitude_vector
         out_NO = self._base(x_NI, self.bias if magnitude_O is None else None)
-        dropped_NI = F.dropout(x_NI, self.dropout, self.training) if self.dropout else x_NI
+        dropped_NI = dropped(x_NI, self.dropout, self.training) if self.dropout else x_NI
         low_NR = F.linear(dropped_NI, self.lora_A.to(x_NI.dtype))
         # In place: the base's result is needed for no gradient, and the sum costs one pass instead of three.
         out_NO = out_NO.addmm_(low_NR.to(out_NO.dtype), self.lora_B.t().to(out_NO.dtype), alpha=self.scaling)

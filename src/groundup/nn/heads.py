@@ -16,6 +16,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundup.nn.dropout import dropout as dropped
+
 Reads = Literal["all", "first", "last", "mean"]
 
 
@@ -43,7 +45,7 @@ class LinearHead(nn.Linear):
         """(B,T,D) to (B,T,K), or (E,D) to (E,K), by what is read."""
         first = self.before[0]
         hidden = hidden if first is None else first(hidden)
-        return super().forward(F.dropout(hidden, self.dropout, self.training))
+        return super().forward(dropped(hidden, self.dropout, self.training))
 
 
 class EmbeddingHead(nn.Module):
