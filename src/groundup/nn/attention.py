@@ -13,13 +13,14 @@ K dimensions of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from groundup.nn.buckets import Bucket, buckets, paired_buckets, split
+from groundup.nn.dropout import dropout as dropped
 from groundup.nn.kv_cache import KeyValueCache
 
 HIDDEN = -1e30
@@ -79,48 +80,46 @@ class Documents:
 
 
 class Ragged:
-    """Examples end to end in one row, (1,N), each seeing only itself: no padding is computed anywhere.
+    """Examples end to end in one row, (1,N), each seeing only itself.
 
-    Neighbours of equal length are attended to together, so a batch sorted by length takes few calls.
+    Neighbours of equal or near length are attended to together, so a batch sorted by length takes few calls.
     """
 
-    def __init__(self, lengths_E: Tensor, causal: bool) -> None:
-        self.runs = [(length, len(list(run))) for length, run in groupby(lengths_E.tolist())]
-        self.causal = causal
+    def __init__(self, lengths_E: Tensor, causal: bool, dtype: torch.dtype = torch.float32) -> None:
+        self.buckets, self.causal = buckets(lengths_E.tolist(), lengths_E.device), causal
+        # What fills a row up comes last, so a causal token never sees it.
+        self.masks = [None if causal else _unfilled(bucket, dtype) for bucket in self.buckets]
 
     def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
-        done, found = 0, []
-        for length, count in self.runs:
-            span = slice(done, done + length * count)
-            q, k, v = (x[0, span].reshape(count, length, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGK))
-            out = (
-                attend_causally(q, k, v, dropout=dropout)
-                if self.causal
-                else scaled_dot_product(q, k, v, dropout=dropout)
-            )
-            found.append(out.flatten(0, 1))
-            done = span.stop
+        found = []
+        parts = zip(*(split(x, self.buckets) for x in (q_BTHK, k_BTGK, v_BTGK)), strict=True)
+        for bucket, mask, part in zip(self.buckets, self.masks, parts, strict=True):
+            q, k, v = (bucket.rows(x) for x in part)
+            if self.causal:
+                out = attend_causally(q, k, v, dropout=dropout)
+            else:
+                out = scaled_dot_product(q, k, v, mask=mask, dropout=dropout)
+            found.append(bucket.flat(out))
         return torch.cat(found)[None]
 
 
 class RaggedAcross:
     """Targets end to end in one row, (1,N), each seeing all of its own source in another row, (1,M).
 
-    Neighbours whose sources and whose targets are equally long are attended to together.
+    Neighbours whose sources and whose targets are of equal or near length are attended to together.
     """
 
-    def __init__(self, source_lengths_E: Tensor, target_lengths_E: Tensor) -> None:
-        pairs = zip(source_lengths_E.tolist(), target_lengths_E.tolist(), strict=True)
-        self.runs = [(*pair, len(list(run))) for pair, run in groupby(pairs)]
+    def __init__(self, source_lengths_E: Tensor, target_lengths_E: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        lengths = list(zip(source_lengths_E.tolist(), target_lengths_E.tolist(), strict=True))
+        self.sources, self.targets = paired_buckets(lengths, source_lengths_E.device)
+        self.masks = [_unfilled(bucket, dtype) for bucket in self.sources]
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
-        sources, targets, found = 0, 0, []
-        for source, target, count in self.runs:
-            span, other = slice(targets, targets + target * count), slice(sources, sources + source * count)
-            q = q_BTHK[0, span].reshape(count, target, *q_BTHK.shape[2:])
-            k, v = (x[0, other].reshape(count, source, *x.shape[2:]) for x in (k_BSGK, v_BSGK))
-            found.append(scaled_dot_product(q, k, v, dropout=dropout).flatten(0, 1))
-            targets, sources = span.stop, other.stop
+        found = []
+        parts = zip(split(q_BTHK, self.targets), split(k_BSGK, self.sources), split(v_BSGK, self.sources), strict=True)
+        for target, source, mask, (q, k, v) in zip(self.targets, self.sources, self.masks, parts, strict=True):
+            out = scaled_dot_product(target.rows(q), source.rows(k), source.rows(v), mask=mask, dropout=dropout)
+            found.append(target.flat(out))
         return torch.cat(found)[None]
 
 
@@ -175,7 +174,7 @@ def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype =
     """
     documents, mask, lengths = batch.get("document_ids"), batch.get("attention_mask"), batch.get("lengths")
     if lengths is not None:
-        return Ragged(lengths, causal)
+        return Ragged(lengths, causal, dtype)
     if documents is not None:
         return Documents(documents, causal, dtype)
     if causal:
@@ -186,8 +185,13 @@ def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype =
 def across_batch(batch: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Attend:
     """How the targets of a batch see their sources: all of its tokens, by `lengths` or `attention_mask`."""
     if "lengths" in batch:
-        return RaggedAcross(batch["lengths"], batch["decoder_lengths"])
+        return RaggedAcross(batch["lengths"], batch["decoder_lengths"], dtype)
     return Bidirectional(batch.get("attention_mask"), dtype)
+
+
+def _unfilled(bucket: Bucket, dtype: torch.dtype) -> Tensor | None:
+    """The mask of a bucket's tokens, to add to scores; None where no example is filled up."""
+    return None if bucket.seen is None else additive(bucket.seen[:, None, None, :], dtype)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -237,6 +241,8 @@ def scaled_dot_product(
     """
     if mask is not None and mask.dtype != q_BTHK.dtype:
         mask = mask.to(q_BTHK.dtype)  # mixed precision: scores come in a lower precision than weights
+    if dropout and q_BTHK.device.type == "cpu":
+        return _with_dropout(q_BTHK, k_BSGK, v_BSGK, mask=mask, causal=causal, share=dropout)
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
         k_BSGK.transpose(1, 2),
@@ -246,4 +252,24 @@ def scaled_dot_product(
         is_causal=causal,
         enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
     )
+    return out_BHTK.transpose(1, 2)
+
+
+def _with_dropout(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, mask: Tensor | None, causal: bool, share: float
+) -> Tensor:
+    """The same with a share of the weights dropped, written out: torch has no kernel for it on a CPU.
+
+    It writes it out itself, with more passes over the scores and a slower draw of what is dropped.
+    """
+    group = q_BTHK.shape[2] // k_BSGK.shape[2]
+    k_BHKS, v_BHSK = k_BSGK.permute(0, 2, 3, 1), v_BSGK.transpose(1, 2)
+    if group > 1:
+        k_BHKS, v_BHSK = (x.repeat_interleave(group, 1) for x in (k_BHKS, v_BHSK))
+    scores_BHTS = (q_BTHK * q_BTHK.shape[3] ** -0.5).transpose(1, 2) @ k_BHKS
+    if causal:
+        mask = _upto(0, q_BTHK.shape[1], scores_BHTS)
+    if mask is not None:
+        scores_BHTS = scores_BHTS + mask
+    out_BHTK = dropped(scores_BHTS.softmax(-1), share) @ v_BHSK
     return out_BHTK.transpose(1, 2)
