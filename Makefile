@@ -52,6 +52,7 @@ static: $(VENV)/.dev
 
 bench: $(VENV)/.core .venv-bench/.done .venv-litgpt/.done ## side by side with the rivals, on an idle machine (an hour and more)
 	.venv-bench/bin/python bench/pretrain.py --model gpt2-14m --model llama-34m
+	.venv-bench/bin/python bench/finetune.py
 	$(BIN)/python bench/plan.py
 	$(BIN)/python bench/prepare.py --gigabytes 2
 	$(BIN)/python bench/prepare.py --rival

@@ -56,7 +56,7 @@ class Rival:
 class Turns:
     """What a rival did: one entry a round."""
 
-    tokens_s: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     start_s: float = 0.0
     peak_bytes: int = 0
@@ -161,13 +161,15 @@ def take_turns(
     *,
     rounds: int,
     steps: int,
-    tokens_per_step: int,
+    rate: Callable[[dict[str, Any]], float],
+    unit: str,
     before: Callable[[], None],
-    after: Callable[[int], None],
+    after: Callable[[int], None] = lambda number: None,
 ) -> dict[str, Turns]:
     """Each worker's turns: `rounds` times `steps` steps, the first worker's place in a round moving on.
 
-    `before` runs ahead of each turn (the check that the machine is idle), `after` ends a round.
+    `rate` turns a worker's answer into what is compared, in `unit`. `before` runs ahead of each turn (the check
+    that the machine is idle), `after` ends a round.
     """
     found = {worker.rival.name: Turns() for worker in workers}
     for number in range(rounds):
@@ -176,11 +178,11 @@ def take_turns(
             before()
             answer = worker.ask("steps", count=steps)
             turns = found[worker.rival.name]
-            turns.tokens_s.append(steps * tokens_per_step / answer["seconds"])
+            turns.rates.append(rate(answer))
             turns.losses.append(answer["losses"])
             turns.peak_bytes = answer["peak_bytes"]
-            rate = f"{turns.tokens_s[-1]:>10,.0f} tokens/s"
-            say(f"round {number + 1}/{rounds}  {worker.rival.name:<28} {rate}  loss {turns.last_loss:.4f}")
+            shown = f"{turns.rates[-1]:>10,.0f} {unit}"
+            say(f"round {number + 1}/{rounds}  {worker.rival.name:<28} {shown}  loss {turns.last_loss:.4f}")
         after(number)
     return found
 

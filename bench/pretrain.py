@@ -145,7 +145,8 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
                 workers[1:],
                 rounds=options.rounds,
                 steps=steps,
-                tokens_per_step=model.tokens_per_step,
+                rate=lambda answer: steps * model.tokens_per_step / answer["seconds"],
+                unit="tokens/s",
                 before=(lambda: None) if options.even_if_busy or options.device == "cuda" else harness.wait_until_idle,
                 after=lambda number: rates.append(peaks.ask("gemm")["flops"]),
             )
@@ -279,9 +280,14 @@ def _found(
         "machine": device_words(options.device),
         "date": datetime.date.today().isoformat(),
         "gemm_flops": rates,
-        "rivals": {rival: asdict(t) | {"facts": facts[rival], "last_loss": t.last_loss} for rival, t in turns.items()},
+        "rivals": {rival: _figures(t) | {"facts": facts[rival]} for rival, t in turns.items()},
         "strayed": strayed,
     }
+
+
+def _figures(turns: Turns) -> dict[str, Any]:
+    figures = asdict(turns) | {"last_loss": turns.last_loss}
+    return {"tokens_s": figures.pop("rates"), **figures}
 
 
 def device_words(device: str) -> str:

@@ -26,6 +26,7 @@ class Pace:
         self.began = began
         self.left = 0
         self.losses: list[torch.Tensor | float] = []
+        self.tokens = 0
         self.since = 0.0
 
     def ready(self, **facts: Any) -> None:
@@ -33,16 +34,17 @@ class Pace:
         self._answer(ready=True, seconds=time.perf_counter() - self.began, torch=torch.__version__, **facts)
         self._wait()
 
-    def step(self, loss: torch.Tensor | float) -> None:
-        """Count one finished step with its mean loss per label."""
+    def step(self, loss: torch.Tensor | float, tokens: int = 0) -> None:
+        """Count one finished step with its mean loss per label, and its tokens where steps differ in them."""
         self.losses.append(loss)
+        self.tokens += tokens
         self.left -= 1
         if self.left == 0:
             if self.cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - self.since
             losses = [float(each) for each in self.losses]
-            self._answer(seconds=seconds, losses=losses, peak_bytes=self._peak())
+            self._answer(seconds=seconds, losses=losses, tokens=self.tokens, peak_bytes=self._peak())
             self._wait()
 
     def _wait(self) -> None:
@@ -51,7 +53,7 @@ class Pace:
             self._end()
         command = json.loads(line)
         assert command["do"] == "steps", f"unknown command {command!r}"
-        self.left, self.losses = command["count"], []
+        self.left, self.losses, self.tokens = command["count"], [], 0
         if self.cuda:
             torch.cuda.synchronize()
         self.since = time.perf_counter()
