@@ -12,7 +12,7 @@ from collections.abc import Mapping
 _NON_COMMERCIAL = re.compile(
     r"\bnc\b|non[-\s]?commercial|not\s+for\s+commercial|no\s+commercial\s+use|(?:academic|research|evaluation|personal"
     r"|educational)[-\s]+(?:use[-\s]+|purposes?[-\s]+)?only|only\s+for\s+(?:academic|research|personal|educational)"
-    r"|for\s+(?:academic|research)(?:\s+use|\s+purposes)\s+only|非商业|禁止商用|不得商用|不可商用|仅[限供](?:于)?(?:学术|研究|科研)",
+    r"|^(?:for\s+)?(?:academic|research)\b|for\s+(?:academic|research)(?:\s+use|\s+purposes)\s+only|非商业|禁止商用|不得商用|不可商用|仅[限供](?:于)?(?:学术|研究|科研)",
     re.IGNORECASE,
 )
 _COMMUNITY = re.compile(

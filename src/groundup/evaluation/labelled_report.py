@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from groundup.artifact import digest_data
+from groundup.data.licences import is_restricted
 from groundup.errors import DataError
 from groundup.evaluation import labelled_diagnosis, labelled_slices, significance
 from groundup.evaluation.intervals import Interval, runs_interval
@@ -26,7 +27,6 @@ from groundup.evaluation.metrics.ratios import as_data
 from groundup.evaluation.resampling import Draws
 
 FORMAT = 1
-NON_COMMERCIAL = ("nc", "non-commercial", "noncommercial", "research", "no commercial", "unstated", "unknown")
 
 
 def collect(
@@ -209,10 +209,8 @@ def _notes(test: Labelled, runs: Sequence[System], found: Mapping[str, Any]) -> 
 
 
 def is_bound(licence: str) -> bool:
-    """Whether a licence, as its name says, forbids commercial use or says nothing."""
-    words = licence.lower().replace("-", " ").replace("(", " ").replace(")", " ").split()
-    spaced = " ".join(words)
-    return not words or any(mark.replace("-", " ") in (words if len(mark) == 2 else spaced) for mark in NON_COMMERCIAL)
+    """Whether a licence, as its name says, forbids commercial use, sets conditions, or says nothing."""
+    return licence.strip().lower() in ("", "unstated", "not stated", "unknown") or bool(is_restricted(licence))
 
 
 def _named(test: Labelled) -> set[Any]:

@@ -25,7 +25,7 @@ from groundup.evaluation.metrics import calibration
 from groundup.forecast import Forecast, Known
 from groundup.nn import token_tables
 from groundup.nn.network import Network
-from groundup.stages._training import describe_choices, fit, note
+from groundup.stages._training import describe_choices, fit, licence_warnings, note
 from groundup.text.tokenizers import Tokenizer
 from groundup.training import card, labelled_outlook
 from groundup.training import choices as choosing
@@ -251,7 +251,7 @@ def forecast(
     `measured` takes a few real steps on some rows, if that is wanted.
     """
     data = inputs["data"]
-    found = Forecast(estimated=any(known.estimated for known in inputs.values()))
+    found = Forecast(estimated=any(known.estimated for known in inputs.values()), warnings=licence_warnings(inputs))
     rows, is_whole = sampling.rows_of(data)
     if start is None or not rows:
         found.lines.append(("forecast", "follows when the stages before it have run"))
@@ -262,7 +262,7 @@ def forecast(
     labelled_outlook.describe(found, assembly, steps, total)
     found.tables["labels" if is_whole else "labels (of a sample)"] = assembly.rows.ledger().table()
     found.sample = assembly.task.render(assembly.rows.row(0, 0))
-    found.warnings = list(labelled_outlook.warnings(config, assembly, steps, total))
+    found.warnings += labelled_outlook.warnings(config, assembly, steps, total)
     if measured is not None:
         held_out = int(data.facts.get("documents", {}).get("validation") or 0)
         labelled_outlook.add_measured(found, assembly, measured(rows), steps, held_out)

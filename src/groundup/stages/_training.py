@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from groundup.artifact import Artifact, Draft
+from groundup.data import licences
+from groundup.forecast import Known
 from groundup.training import choices as choosing
 from groundup.training import device as machine
 from groundup.training import log as logs
@@ -26,6 +28,8 @@ def fit(
     `describe` gives the lines the log begins with.
     """
     logs.require(config.sinks)
+    for line in licences.warnings(out.licences):
+        out.reporter.note(line)
     choices = choosing.recall(out.state, out.reporter)
     is_first = choices is None
     assembly = build(choices or choosing.begin(config))
@@ -41,6 +45,15 @@ def fit(
         torch.use_deterministic_algorithms(False)
     log.publish(out.folder / "log")
     return assembly, result
+
+
+def licence_warnings(inputs: Mapping[str, Known]) -> list[str]:
+    """What deserves a second look among the licences of data and weights, as far as they are known."""
+    known: dict[str, str] = {}
+    for given in inputs.values():
+        known |= given.facts.get("licences", {})
+        known |= given.artifact.manifest.get("licences", {}) if given.artifact is not None else {}
+    return licences.warnings(known)
 
 
 def describe_choices(assembly: Assembly, extent: str) -> list[str]:

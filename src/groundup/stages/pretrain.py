@@ -18,7 +18,7 @@ from groundup.data.shards import Shards, open_or_build
 from groundup.data.workers import usable_cores
 from groundup.errors import DataError
 from groundup.forecast import Forecast, Known
-from groundup.stages._training import describe_choices, fit, model_facts, note
+from groundup.stages._training import describe_choices, fit, licence_warnings, model_facts, note
 from groundup.text.tokenizers import Tokenizer
 from groundup.training import card, outlook
 from groundup.training import choices as choosing
@@ -76,7 +76,7 @@ def forecast(config: Config, inputs: dict[str, Known], effort: str) -> Forecast:
         part = "" if is_whole else " (of a sample)"
         found.tables[f"labels{part}"] = assembly.rows.ledger().table()
         found.sample = assembly.task.render(assembly.rows.row(0, 0))
-        found.warnings = list(outlook.warnings(config, assembly, total, tokens))
+        found.warnings = [*licence_warnings(inputs), *outlook.warnings(config, assembly, total, tokens)]
         if effort == "measured":
             vocab_size = material.vocab_size or material.tokenizer.vocab_size
             little = sampling.cut(texts, 2 * assembly.batch_tokens + 2 * config.context, material.tokenizer)
