@@ -43,7 +43,7 @@ test: static ## every test, after the checks of style and types
 	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal
 
 check: static ## style, types and the quick tests: under a minute
-	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal -m smoke
+	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal -m smoke $$(grep -rlw smoke tests --include='test_*.py')
 
 static: $(VENV)/.dev
 	$(BIN)/ruff check .

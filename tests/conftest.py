@@ -100,12 +100,11 @@ def write_stories() -> Callable[[Path, int], None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put one of the two longest quick tests first.
+    """Put the longest quick test first.
 
-    Left where they are, at the end, one process would do both: the last two tests of a process are never
-    handed to another, and `make check` would take half as long again.
+    Left where it is, at the end, a process would come to it last, and `make check` would wait for it alone.
     """
     long = [item for item in items if "test_resume.py" in item.nodeid and item.get_closest_marker("smoke")]
-    if len(long) == 2:
-        items.remove(long[0])
-        items.insert(0, long[0])
+    for item in long:
+        items.remove(item)
+        items.insert(0, item)

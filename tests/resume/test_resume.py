@@ -18,7 +18,7 @@ import pytest
 SIZES = {"n_layers": 1, "d_model": 32, "n_heads": 2, "context": 32, "dropout": 0.1}
 STEPS = 110
 MATRIX = [(m, a, p) for m in ("gpt", "bert") for a in (1, 3) for p in ("packed", "plain")]
-SMOKE = {("gpt", 3, "packed"), ("bert", 1, "plain")}
+SMOKE = [("gpt", 3, "packed")]
 
 
 def section(material: Any, model: str, accumulation: int, packing: str) -> dict[str, Any]:
