@@ -102,7 +102,10 @@ def test_a_model_learns_and_transformers_opens_it_with_its_labels(folder: Path) 
     with torch.no_grad():
         assert theirs(**batch).logits.argmax(-1).tolist() == [1, 0]
     assert artifact.manifest["choices"]["task"]["labels"] == ["bad", "good"]
-    assert "good" in (artifact.path / "config.json").read_text()
+    card = (artifact.path / "README.md").read_text()
+    assert "tuned from the weights of another model" in card
+    assert "random weights" not in card
+    assert "AutoModelForSequenceClassification" in card
 
 
 @pytest.mark.smoke

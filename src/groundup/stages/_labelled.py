@@ -188,6 +188,7 @@ def _write(
         licences=out.licences,
         parents={key: given.artifact.digest for key, given in inputs.items()},
         head=task.head,
+        is_pretrained=start.base is not None,
     )
     out.path("README.md").write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The model card of a pretrained model, written from facts alone."""
+"""The model card of a trained model, written from facts alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ USES = {
     "language": ("text-generation", "AutoModelForCausalLM"),
     "masked_language": ("fill-mask", "AutoModelForMaskedLM"),
     "pretraining": ("fill-mask", "AutoModelForPreTraining"),
+    "sequence": ("text-classification", "AutoModelForSequenceClassification"),
+    "tokens": ("token-classification", "AutoModelForTokenClassification"),
+    "span": ("question-answering", "AutoModelForQuestionAnswering"),
+    "embedding": ("sentence-similarity", "AutoModel"),
+    "translation": ("translation", "AutoModelForSeq2SeqLM"),
 }
 """Kind of head to the published pipeline tag and the class that opens it."""
+
+
+LIMITS = (
+    "What the model it was tuned from cannot do, or does wrongly, is not told\n"
+    "here: look at that model's own card. No safety training was added."
+)
+NOTHING_MORE = "It has seen no instructions and no safety training."
 
 
 def write(
@@ -24,8 +36,12 @@ def write(
     licences: Mapping[str, str],
     parents: Mapping[str, str],
     head: str,
+    is_pretrained: bool = False,
 ) -> str:
-    """The text of README.md: the same for the same training, whenever and however long it ran."""
+    """The text of README.md: the same for the same training, whenever and however long it ran.
+
+    `is_pretrained` says that training began from the weights of another model, whose digest is among `parents`.
+    """
     tag, opener = USES.get(head, ("other", "AutoModel"))
     model, task = section["model"], section["task"]
     # Names of stages are the recipe's own business; what they made is named by its digest above.
@@ -37,7 +53,8 @@ def write(
             "---",
             f"# {name}",
             "",
-            f"A `{model['name']}` of {show_count(figures['parameters'])} parameters, trained from random weights by",
+            f"A `{model['name']}` of {show_count(figures['parameters'])} parameters, "
+            f"{'tuned from the weights of another model' if is_pretrained else 'trained from random weights'} by",
             f"groundup with the task `{task['name']}` on {show_count(figures['tokens'])} tokens "
             f"({figures['epochs']:.2f} passes over its data, {figures['steps']} updates).",
             "",
@@ -52,8 +69,8 @@ def write(
             "| --- | --- |",
             *(f"| {key} | {_shown(value)} |" for key, value in figures.items()),
             "",
-            "Losses are in nats: `loss` is the mean of the last training steps, `validation_loss` is over",
-            "held-out rows. It has seen no instructions and no safety training; it continues text.",
+            "Losses are in nats, of numbers in squared differences: `loss` is the mean of the last training steps,",
+            f"`validation_loss` is over held-out rows. {LIMITS if is_pretrained else NOTHING_MORE}",
             "",
             "## Use",
             "",
