@@ -25,7 +25,7 @@ LIMITS = (
     "What the model it was tuned from cannot do, or does wrongly, is not told\n"
     "here: look at that model's own card. No safety training was added."
 )
-NOTHING_MORE = "It has seen no instructions and no safety training."
+NOTHING_MORE = "It has seen no instructions and no safety training; it continues text."
 
 
 def write(
@@ -69,8 +69,8 @@ def write(
             "| --- | --- |",
             *(f"| {key} | {_shown(value)} |" for key, value in figures.items()),
             "",
-            "Losses are in nats, of numbers in squared differences: `loss` is the mean of the last training steps,",
-            f"`validation_loss` is over held-out rows. {LIMITS if is_pretrained else NOTHING_MORE}",
+            "Losses are in nats: `loss` is the mean of the last training steps, `validation_loss` is over",
+            f"held-out rows. {LIMITS if is_pretrained else NOTHING_MORE}",
             "",
             "## Use",
             "",
