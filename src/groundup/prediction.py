@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from groundup import catalog
 from groundup.artifact import MANIFEST, Artifact
 from groundup.data.sample import Documents
 from groundup.errors import UserError
@@ -22,16 +21,12 @@ BATCH_TOKENS = 8192
 
 def task_of(folder: Path, tokenizer: Tokenizer, runtime: TorchRuntime) -> Any:
     """The task of a model, ready to encode and to answer. Raises UserError for a model without labels to give."""
-    artifact = Artifact(folder)
-    manifest = artifact.manifest if (folder / MANIFEST).is_file() else {}
+    manifest = Artifact(folder).manifest if (folder / MANIFEST).is_file() else {}
     section = answering.task_section(manifest, str(folder))
-    limit = artifact.json("tokenizer_config.json").get("model_max_length")
-    task = catalog.load("tasks", section.name).Task(section, tokenizer, min(int(limit), runtime.context))
+    task = answering.open_task(section, folder, tokenizer, runtime)
     if not hasattr(task, "answers"):
         fix = "use generate for a model that continues texts, fill for one that fills gaps"
         raise UserError(f"a model of {section.name} has no answers to give", where=str(folder), fix=fix)
-    if hasattr(task, "restore"):
-        task.restore(folder, runtime.network)
     return task
 
 

@@ -6,13 +6,15 @@ together (`answer`); here they are only asked.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from groundup import config
+from groundup import catalog, config
 from groundup.config import Named
 from groundup.data.packing import Row
 from groundup.errors import ArtifactError, Interrupted
@@ -29,6 +31,20 @@ def task_section(manifest: Mapping[str, Any], where: str) -> Named:
         fix = "name a model that groundup trained; a checkpoint of others has no task of its own"
         raise ArtifactError("the model does not say which task it was trained for", where=where, fix=fix)
     return config.named("tasks", section)
+
+
+def open_task(section: Named, folder: Path, tokenizer: Any, runtime: Any, *, is_own: bool = True) -> Any:
+    """The task of a section for the model in a directory, at the longest row it was trained on.
+
+    With `is_own` the task takes back what it wrote beside the weights, such as a chain over its tags.
+    """
+    given = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+    task = catalog.load("tasks", section.name).Task(
+        section, tokenizer, min(int(given or runtime.context), runtime.context)
+    )
+    if is_own and hasattr(task, "restore"):
+        task.restore(folder, runtime.network)
+    return task
 
 
 Forward = Callable[[Mapping[str, Any]], Any]

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from groundup import catalog
-from groundup.artifact import Artifact, Draft, Input, digest_file
+from groundup.artifact import Artifact, Draft, Input
 from groundup.config import Named
 from groundup.data.corpus import Corpus
 from groundup.data.shards import open_or_build
@@ -29,6 +29,7 @@ from groundup.evaluation import (
 from groundup.evaluation.labelled import Labelled, System
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
+from groundup.stages._training import tokenizer_digest
 from groundup.text.tokenizers import Tokenizer
 from groundup.units import show_count
 
@@ -67,16 +68,13 @@ class Subject:
         section = self.section or answering.task_section(self.model.manifest, str(self.model.path))
         tokenizer = Tokenizer.load(self.model.path)
         self.runtime = torch_runtime.load(self.model, device=self.device)
-        self.task = catalog.load("tasks", section.name).Task(section, tokenizer, row_limit(self.model, self.runtime))
-        if hasattr(self.task, "restore") and self.section is None:
-            self.task.restore(self.model.path, self.runtime.network)
+        own = self.section is None
+        self.task = answering.open_task(section, self.model.path, tokenizer, self.runtime, is_own=own)
 
     @cached_property
     def key(self) -> dict[str, Any]:
         """What the encoding of rows depends on: the key of their shards."""
-        parent = self.model.manifest.get("parents", {}).get("tokenizer", {}).get("digest")
-        digest = parent or digest_file(self.model.file("tokenizer.json"))
-        return dict(self.task.encoding) | {"tokenizer": digest}
+        return dict(self.task.encoding) | {"tokenizer": tokenizer_digest(self.model)}
 
     def answers(self, corpus: Corpus, split: str, count: int, wanted: Wanted, out: Draft) -> Any:
         """Answers, probabilities and confidences of the first `count` examples of a split."""
@@ -93,12 +91,6 @@ class Subject:
         )
         examples = list(itertools.islice(corpus.documents(split), count))
         return answering.put_together(self.task, found, examples)
-
-
-def row_limit(model: Artifact, runtime: TorchRuntime) -> int:
-    """The longest row the model was trained on, in tokens."""
-    limit = model.json("tokenizer_config.json").get("model_max_length")
-    return min(int(limit or runtime.context), runtime.context)
 
 
 def is_labelled(model: Artifact) -> bool:

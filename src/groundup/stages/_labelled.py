@@ -11,7 +11,7 @@ import torch
 
 from groundup import catalog
 from groundup import config as sections
-from groundup.artifact import Artifact, Draft, Input, digest_file
+from groundup.artifact import Artifact, Draft, Input
 from groundup.checkpoints import hugging_face
 from groundup.config import Mistake, Named
 from groundup.data import sample as sampling
@@ -54,12 +54,6 @@ class Start:
     """What the model's generation_config.json says."""
     base: Artifact | None = None
     """What is tuned, or None for random weights."""
-
-
-def tokenizer_digest(model: Artifact) -> str:
-    """The digest of the tokenizer a model was made with."""
-    parent = model.manifest.get("parents", {}).get("tokenizer", {}).get("digest")
-    return str(parent or digest_file(model.file("tokenizer.json")))
 
 
 def context_of(config: LabelledTrainingSection, start: Start) -> int:

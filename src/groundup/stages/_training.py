@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from groundup.artifact import Artifact, Draft
+from groundup.artifact import Artifact, Draft, digest_file
 from groundup.data import licences
 from groundup.forecast import Known
 from groundup.training import choices as choosing
@@ -45,6 +45,12 @@ def fit(
         torch.use_deterministic_algorithms(False)
     log.publish(out.folder / "log")
     return assembly, result
+
+
+def tokenizer_digest(model: Artifact) -> str:
+    """The digest of the tokenizer a model was made with."""
+    parent = model.manifest.get("parents", {}).get("tokenizer", {}).get("digest")
+    return str(parent or digest_file(model.file("tokenizer.json")))
 
 
 def licence_warnings(inputs: Mapping[str, Known]) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from groundup import catalog
 from groundup import config as sections
-from groundup.artifact import Artifact, Draft, Input, digest_file
+from groundup.artifact import Artifact, Draft, Input
 from groundup.config import Mistake, StageSection
 from groundup.data.corpus import Corpus
 from groundup.data.shards import Shards, open_or_build
@@ -30,6 +30,7 @@ from groundup.runtimes import torch as torch_runtime
 from groundup.serving import samples
 from groundup.serving.start import beginning
 from groundup.stages import _evaluate_labelled
+from groundup.stages._training import tokenizer_digest
 from groundup.text.tokenizers import Tokenizer
 from groundup.units import Bytes, Count, PositiveCount, show_bytes, show_count
 
@@ -196,8 +197,7 @@ def _task(model: Artifact, tokenizer: Tokenizer, context: int) -> Any:
 
 def _shards(corpus: Corpus, split: str, task: Any, model: Artifact, out: Draft) -> Shards:
     """The encoded documents of a split, from the store where training left them there."""
-    parent = model.manifest.get("parents", {}).get("tokenizer", {}).get("digest")
-    key = task.encoding | {"tokenizer": parent or digest_file(model.file("tokenizer.json"))}
+    key = task.encoding | {"tokenizer": tokenizer_digest(model)}
     return open_or_build(out.store, corpus, split, key, task.encode, out.reporter, usable_cores())
 
 

@@ -14,7 +14,7 @@ from groundup.config import Mistake
 from groundup.forecast import Forecast, Known
 from groundup.stages import _labelled
 from groundup.stages._labelled import Start
-from groundup.stages._training import model_facts
+from groundup.stages._training import model_facts, tokenizer_digest
 from groundup.text.tokenizers import Tokenizer
 from groundup.training.measure import Measured, Planned, measure
 from groundup.training.settings import LabelledTrainingSection
@@ -45,7 +45,7 @@ def run(config: Config, inputs: dict[str, Input], out: Draft) -> None:
 def _start(config: Config, base: Artifact) -> Start:
     return Start(
         tokenizer=Tokenizer.load(base.path),
-        tokenizer_digest=_labelled.tokenizer_digest(base),
+        tokenizer_digest=tokenizer_digest(base),
         context=hugging_face.read_model(base.path)[1].context,
         network=lambda task: hugging_face.load(
             base.path,

@@ -194,6 +194,8 @@ class LabelledTrainingSection(TrainingSection):
     def _one_extent(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either `epochs` or `steps`: each follows from the other")
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("two of `seeds` are the same: the same training twice tells nothing")
         return self
 
 

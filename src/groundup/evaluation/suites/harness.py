@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from groundup.errors import MissingExtra
+from groundup.errors import MissingExtra, UserError
 from groundup.evaluation.suites.likelihood import log_likelihoods, token_likelihoods
 from groundup.evaluation.suites.running import Model
 
@@ -51,7 +51,7 @@ def model(asked: Model) -> Any:
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             if asked.write is None:
-                raise NotImplementedError("this model was given no way to write")
+                raise UserError("this model was given no way to write", fix="give Model a `write`")
             found = []
             for request in requests:
                 prompt, settings = request.args
