@@ -50,6 +50,8 @@ _METRICS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("prefix_cache_queries", "counter", "Prompt tokens looked for in the prefix cache.", _ENGINE),
     ("prefix_cache_hits", "counter", "Prompt tokens found in the prefix cache.", _ENGINE),
     ("num_preemptions", "counter", "Requests that lost their place in the cache and were computed again.", _ENGINE),
+    ("engine_batches", "counter", "Batches of rows computed for tasks that do not generate. Ours.", _ENGINE),
+    ("engine_rows", "counter", "Rows computed for tasks that do not generate. Ours.", _ENGINE),
     # Counted here, for each sequence of a request. As in vLLM.
     ("prompt_tokens", "counter", "Prompt tokens of finished requests.", _MODEL),
     ("generation_tokens", "counter", "Generated tokens.", _MODEL),
@@ -91,6 +93,8 @@ _COUNTERS_OF_STATS = {
     "prefix_queries": "prefix_cache_queries",
     "prefix_hits": "prefix_cache_hits",
     "preemptions": "num_preemptions",
+    "batches": "engine_batches",
+    "rows": "engine_rows",
 }
 
 

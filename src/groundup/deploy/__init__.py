@@ -1,0 +1,1 @@
+"""Taking a service elsewhere: files for Docker, Kubernetes, Prometheus, Grafana, Ray and vLLM."""
