@@ -1,0 +1,379 @@
+"""What the front asks of the engine process, as coroutines: load, generate, answer, score.
+
+One client lives as long as the server. The engine process behind it may die and come back: `attach` joins the
+client to a new one, and what was in flight when the old one went raises EngineGone, at once. Leaving an iteration
+of `generate` (a client that hung up, a stop string that was found) cancels the request in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from groundup.errors import GroundupError
+from groundup.serving import wire
+from groundup.serving.models import Facts, Options
+from groundup.serving.wire import Finished, Frame, Pong
+
+READ = 1 << 18
+"""Bytes that are taken from the socket at once."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text."""
+
+    id: int
+    logprob: float | None = None
+    alternatives: Sequence[tuple[int, float]] = ()
+    """(token, log-probability), best first, where they were asked for."""
+
+
+class EngineFault(GroundupError):
+    """The engine refused or failed one request; `code` (see `wire.Code`) says which kind of failure it is."""
+
+    def __init__(self, code: wire.Code, what: str, *, fix: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(what, fix=fix)
+        self.code, self.retry_after_s = code, retry_after_s
+
+
+class EngineGone(EngineFault):
+    """The engine process is not there: it ended under a request, or is being started. The server is up."""
+
+    def __init__(self, what: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__("engine_gone", what, fix="send the request again", retry_after_s=retry_after_s)
+
+
+Got = Token | Frame | EngineFault
+F = TypeVar("F", bound=Frame)
+
+
+class Client(Protocol):
+    """What the API uses: EngineClient over a socket, LocalClient within this process."""
+
+    stats: Pong | None
+    """What the engine last said of itself."""
+    models: Mapping[str, Facts]
+    """What is loaded, by name."""
+
+    async def load(self, model: str, path: str, options: Options | None = None) -> Facts:
+        """Verify and open a model. Raises EngineFault."""
+
+    async def unload(self, model: str) -> None:
+        """Let a model go; its requests are cancelled. Raises EngineFault for one that is not loaded."""
+
+    async def load_adapter(self, model: str, adapter: str, path: str) -> Mapping[str, Any]:
+        """Verify and open an adapter of a model; what comes back has its digest. Raises EngineFault."""
+
+    async def unload_adapter(self, model: str, adapter: str) -> None:
+        """Let an adapter go. Raises EngineFault."""
+
+    def generate(self, request: wire.Generate) -> AsyncGenerator[Token | Finished, None]:
+        """The tokens of a text, and Finished as the last. Raises EngineFault; closing it cancels."""
+
+    async def answer(self, request: wire.Answer) -> wire.Answered:
+        """Answers to rows; a row that fails is `{"error": …}` in its place. Raises EngineFault."""
+
+    async def score(self, request: wire.Score) -> list[float]:
+        """Log-probabilities of given tokens. Raises EngineFault."""
+
+    async def ping(self) -> Pong:
+        """The engine's answer to a call, which becomes `stats`. Raises EngineGone."""
+
+    def drain(self) -> None:
+        """Take no new work from now on: it raises EngineFault `shutting_down`. What is in flight goes on."""
+
+
+class EngineClient:
+    """The client of an engine process; see `Client`. All methods run in the event loop that called `attach`."""
+
+    def __init__(self) -> None:
+        self.stats: Pong | None = None
+        self.models: dict[str, Facts] = {}
+        self.adapters: dict[tuple[str, str], Mapping[str, Any]] = {}
+        """Facts of adapters by (model, adapter)."""
+        self.is_draining = False
+        """Whether new work is refused."""
+        self.last_pong_s: float | None = None
+        """When the engine last gave a sign, by the event loop's clock."""
+        self._loads: dict[str, wire.Load] = {}
+        self._adapter_loads: dict[tuple[str, str], wire.LoadAdapter] = {}
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, asyncio.Queue[Got]] = {}
+        self._pings: dict[int, asyncio.Future[Pong]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[wire.Ready] | None = None
+        self._gone = asyncio.Event()
+        self._is_restored = True
+        self._why_gone = "the engine has not been started"
+        self.retry_after_s: float | None = None
+        """What EngineGone suggests; the supervisor knows how long a start takes."""
+
+    # ------------------------------------------------------------------------------ the connection
+
+    async def attach(self, joined: socket.socket, *, timeout_s: float = 120.0) -> wire.Ready:
+        """Join an engine process at the other end of a socket pair, and wait until it is up.
+
+        Raises EngineGone if it ends, or is not up in time.
+        """
+        assert self._writer is None, "attached already: detach first"
+        self._is_restored = not self._loads
+        reader, self._writer = await asyncio.open_connection(sock=joined)
+        self._gone = asyncio.Event()
+        self._ready = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read(reader), name="engine frames")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ready
+        except TimeoutError:
+            await self.detach("the engine process did not come up in time")
+            raise EngineGone(self._why_gone) from None
+
+    async def detach(self, why: str) -> None:
+        """Leave the engine: whatever was in flight raises EngineGone with `why`. Done twice, it does nothing."""
+        if self._reading is not None and self._reading is not asyncio.current_task():
+            self._reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reading
+        self._lost(why)
+
+    async def gone(self) -> None:
+        """Wait until the connection has ended."""
+        await self._gone.wait()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there is an engine to talk to."""
+        return self._writer is not None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._pending)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        why = "the engine process ended"
+        frames = wire.Frames()
+        try:
+            while data := await reader.read(READ):
+                for frame in frames.feed(data):
+                    self._take(frame)
+        except (OSError, wire.WireError) as error:
+            why = f"the connection to the engine broke: {error}"
+        finally:
+            self._lost(why)
+
+    def _lost(self, why: str) -> None:
+        if self._writer is None:
+            return
+        self._why_gone = why
+        self._writer.close()
+        self._writer = None
+        for queue in self._pending.values():
+            queue.put_nowait(self._absent())
+        for waiting in (*self._pings.values(), *([self._ready] if self._ready else [])):
+            if not waiting.done():
+                waiting.set_exception(self._absent())
+                waiting.exception()  # nobody may be waiting any more
+        self._pings.clear()
+        self._gone.set()
+
+    def _absent(self) -> EngineGone:
+        return EngineGone(self._why_gone, retry_after_s=self.retry_after_s)
+
+    def _take(self, frame: Frame) -> None:
+        """Hand a frame to whoever waits for it; what came for a request that was given up is dropped."""
+        self.last_pong_s = asyncio.get_running_loop().time()
+        match frame:
+            case wire.Tokens():
+                for number, token, logprob, alternatives in frame.tokens:
+                    if number in self._pending:
+                        self._pending[number].put_nowait(Token(token, logprob, alternatives))
+            case Pong():
+                self.stats = frame
+                waiting = self._pings.pop(frame.number, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(frame)
+            case wire.Ready():
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(frame)
+            case wire.Failed(id=None):
+                pass
+            case _:
+                number = frame.id  # type: ignore[attr-defined]
+                if number in self._pending:
+                    self._pending[number].put_nowait(_fault(frame) if isinstance(frame, wire.Failed) else frame)
+
+    async def _send(self, frame: Frame) -> None:
+        if self._writer is None:
+            raise self._absent()
+        try:
+            self._writer.write(wire.encode(frame))
+            await self._writer.drain()
+        except wire.WireError as error:
+            raise EngineFault("bad_request", error.what, fix="send plain values: text, numbers, lists") from error
+        except OSError as error:
+            raise self._absent() from error
+
+    # ------------------------------------------------------------------------------ models
+
+    async def load(self, model: str, path: str, options: Options | None = None) -> Facts:
+        """Verify and open a model, and remember it for an engine that has to be started again."""
+        self._require_open()
+        if model in self.models:
+            raise EngineFault("bad_request", f"a model {model!r} is loaded already", fix="unload it first")
+        frame = wire.Load(0, model, path, (options or Options()).as_data())
+        loaded = await self._ask(frame, wire.Loaded)
+        self._loads[model], self.models[model] = frame, Facts.of_data(loaded.facts)
+        return self.models[model]
+
+    async def unload(self, model: str) -> None:
+        """Let a model go; its requests are cancelled."""
+        self._require_open()
+        await self._ask(wire.Unload(0, model), wire.Done)
+        self.models.pop(model, None)
+        self._loads.pop(model, None)
+        for pair in [pair for pair in self.adapters if pair[0] == model]:
+            self._forget(pair)
+
+    async def load_adapter(self, model: str, adapter: str, path: str) -> Mapping[str, Any]:
+        """Verify and open an adapter of a model."""
+        self._require_open()
+        frame = wire.LoadAdapter(0, model, adapter, path)
+        loaded = await self._ask(frame, wire.Loaded)
+        self._adapter_loads[model, adapter], self.adapters[model, adapter] = frame, loaded.facts
+        return loaded.facts
+
+    async def unload_adapter(self, model: str, adapter: str) -> None:
+        """Let an adapter go."""
+        self._require_open()
+        await self._ask(wire.UnloadAdapter(0, model, adapter), wire.Done)
+        self._forget((model, adapter))
+
+    def _forget(self, pair: tuple[str, str]) -> None:
+        self.adapters.pop(pair, None)
+        self._adapter_loads.pop(pair, None)
+
+    async def restore(self) -> list[EngineFault]:
+        """Load into a new engine what the last one had; work is taken again afterwards.
+
+        What cannot be loaded any more is let go and its fault returned. Raises EngineGone.
+        """
+        faults: list[EngineFault] = []
+        for frame in (*self._loads.values(), *self._adapter_loads.values()):
+            try:
+                await self._ask(frame, wire.Loaded)
+            except EngineGone:
+                raise
+            except EngineFault as fault:
+                faults.append(fault)
+        self._is_restored = True
+        return faults
+
+    # ------------------------------------------------------------------------------ work
+
+    async def generate(self, request: wire.Generate) -> AsyncGenerator[Token | Finished, None]:
+        """The tokens of a text, and Finished as the last; closing the generator cancels the request."""
+        self._require_open()
+        async with self._slot() as (number, queue):
+            await self._send(replace(request, id=number))
+            while True:
+                got = await queue.get()
+                if isinstance(got, EngineFault):
+                    self._pending.pop(number, None)
+                    raise got
+                if isinstance(got, Finished):
+                    self._pending.pop(number, None)
+                    yield got
+                    return
+                assert isinstance(got, Token), f"a {got} in the middle of a text"
+                yield got
+
+    async def answer(self, request: wire.Answer) -> wire.Answered:
+        """Answers to rows, in order."""
+        self._require_open()
+        return await self._ask(request, wire.Answered)
+
+    async def score(self, request: wire.Score) -> list[float]:
+        """Log-probabilities of the tokens from `from_position` on."""
+        self._require_open()
+        return list((await self._ask(request, wire.Scored)).logprobs)
+
+    async def ping(self) -> Pong:
+        """The engine's answer to a call. Raises EngineGone; waits as long as the engine is silent."""
+        number = next(self._numbers)
+        self._pings[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(wire.Ping(number))
+            return await self._pings[number]
+        finally:
+            self._pings.pop(number, None)
+
+    def drain(self) -> None:
+        """Refuse new work from now on."""
+        self.is_draining = True
+
+    async def stop(self) -> None:
+        """Ask the engine process to end."""
+        await self._send(wire.Stop())
+
+    def _require_open(self) -> None:
+        if self.is_draining:
+            what = "the server is shutting down and takes no new work"
+            raise EngineFault("shutting_down", what, fix="send it to another replica, or again later", retry_after_s=5)
+        if self._writer is None or not self._is_restored:
+            raise self._absent()
+
+    async def _ask(self, frame: Frame, answered: type[F]) -> F:
+        """Send a frame and wait for its one answer."""
+        async with self._slot() as (number, queue):
+            await self._send(replace(frame, id=number))  # type: ignore[call-arg]
+            got = await queue.get()
+            self._pending.pop(number, None)
+            if isinstance(got, EngineFault):
+                raise got
+            assert isinstance(got, answered), f"{frame.kind} was answered by {got}"
+            return got
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncGenerator[tuple[int, asyncio.Queue[Got]], None]:
+        """A number for a request and what comes back for it; left before the end, the request is cancelled."""
+        number = next(self._numbers)
+        queue = self._pending[number] = asyncio.Queue()
+        try:
+            yield number, queue
+        finally:
+            if self._pending.pop(number, None) is not None and self._writer is not None:
+                # Not awaited: this also runs when the task is being cancelled.
+                self._writer.write(wire.encode(wire.Cancel(number)))
+
+
+def _fault(frame: wire.Failed) -> EngineFault:
+    return EngineFault(frame.code, frame.message, fix=frame.fix, retry_after_s=frame.retry_after_s)
+
+
+class LocalClient(EngineClient):
+    """An engine in a thread of this process: for `groundup predict` and for tests; see `Client`.
+
+    `async with LocalClient() as client`. There is no supervisor: an engine that dies stays dead.
+    """
+
+    async def __aenter__(self) -> LocalClient:
+        from groundup.serving import worker  # brings torch
+
+        ours, theirs = socket.socketpair()
+        self._thread = threading.Thread(target=worker.serve, args=(theirs,), name="engine", daemon=True)
+        self._thread.start()
+        await self.attach(ours)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.detach("the client was closed")
+        await asyncio.to_thread(self._thread.join, 30)

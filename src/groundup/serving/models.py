@@ -1,0 +1,288 @@
+"""What is served: a model's directory, checked in full before it is opened, and the facts the server goes by.
+
+A path is `runs/RECIPE/STAGE`, a directory of the store, or a Hugging Face directory (a GGUF file is imported first).
+Every byte that will be read is digested, and compared with the manifest where there is one; where the server is
+given a public key, the manifest must be signed with it. Nothing here needs torch: the front reads facts, the engine
+process opens weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from groundup import config as sections
+from groundup.artifact import MANIFEST, Artifact, digest_data, digest_file, open_artifact
+from groundup.config import Named
+from groundup.errors import ArtifactError, UserError
+from groundup.evaluation import answering
+from groundup.text.templates import read_templates
+
+Kind = Literal["generate", "answer", "embed"]
+"""What can be asked of a model: to continue texts, to answer rows, or for vectors of texts."""
+READ = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/*",
+    "modules.json",
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
+)
+"""The files of a directory without a manifest that are read when it is served: they make up its digest."""
+ROLES = {
+    "text_classification": {"text": "text", "pair": "pair"},
+    "token_tagging": {"tokens": "tokens"},
+    "span_qa": {"question": "question", "passage": "context"},
+    "translation": {"text": "source"},
+    "embedding": {"text": "text"},
+}
+"""For each labelled task: what a row is made of, and the setting of the task that names its column."""
+WIDTH = 4
+"""Bytes of a number in memory: weights and cache are held in fp32."""
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+_DIGITS = 8
+"""Bytes of the length at the head of a safetensors file."""
+_MOST_HEADER = 100 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is opened. Plain data, so that it can go over the wire."""
+
+    context: int | None = None
+    """The longest text in tokens, prompt and answer together; the model's own context unless given."""
+    cache_bytes: int | None = None
+    """Memory for the keys and values of running and remembered texts; a share of what is free unless given."""
+    max_sequences: int = 64
+    """Texts that are generated at the same time at most."""
+    max_waiting: int = 256
+    """Requests that may wait; more are refused with 429."""
+    max_waiting_tokens: int = 262_144
+    """Tokens of all requests that may wait together."""
+    step_tokens: int = 256
+    """Tokens that are computed in one step at most: what a long prompt may hold up the others."""
+    shares_prefixes: bool = True
+    """Whether beginnings that were computed before are reused."""
+    max_batch_tokens: int = 8192
+    """Tokens of a batch of rows at most, for models that answer or embed."""
+    max_batch_rows: int = 64
+    max_wait_ms: float = 5.0
+    """How long a row waits for others while the engine is busy with other things; an idle one starts at once."""
+    device: str = "auto"
+    public_key: str | None = None
+    """The file of an Ed25519 public key: only what is signed with it is opened."""
+
+    def as_data(self) -> dict[str, Any]:
+        """The options as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the server knows of a model; equal for all who read the same files."""
+
+    folder: str
+    """Where its files are: the tokenizer too."""
+    kind: Kind
+    task: str
+    """The task it was trained for; `language_modeling` for a published model that continues texts."""
+    family: str
+    digest: str
+    """The artefact's digest; of a directory without a manifest, the digest of its files' digests."""
+    context: int
+    """The longest text it reads, in tokens."""
+    vocab_size: int
+    parameters: int
+    weight_bytes: int
+    """Of the weights in memory."""
+    token_bytes: int
+    """Of the keys and values of one token in the cache; 0 for models without one."""
+    chats: bool
+    """Whether its tokenizer has a chat template."""
+    labels: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The column of a row that each part is read from: `text`, `pair`, `tokens`, `question`, `passage`."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    signed_by: str | None = None
+    """The fingerprint of the key that signed it, where that was checked."""
+
+    def as_data(self) -> dict[str, Any]:
+        """The facts as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any]) -> Facts:
+        """The facts of plain data."""
+        return cls(**{**data, "labels": tuple(data["labels"])})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A directory whose every byte was compared with its manifest, or digested."""
+
+    folder: Path
+    digest: str
+    manifest: Mapping[str, Any]
+    """Empty for a directory that is no artefact."""
+    signed_by: str | None = None
+
+
+def describe(path: str | Path, *, public_key: str | None = None) -> Facts:
+    """Check the model at a path in full and say what it is.
+
+    Raises UserError where there is no model, or one that cannot be served, and ArtifactError for a damaged one
+    and for one that is not signed although a public key is given.
+    """
+    return facts_of(check(path, public_key=public_key))
+
+
+def check(path: str | Path, *, public_key: str | None = None) -> Checked:
+    """The directory of a model, every byte of it compared with its manifest. Raises as `describe`."""
+    place = Path(path).expanduser()
+    if place.is_dir() and not (place / MANIFEST).is_file():
+        return _foreign(place, public_key)
+    if place.suffix.lower() == ".gguf":
+        fix = f"import it first: groundup import {place}, then serve what that links"
+        raise UserError("a GGUF file is not served as it is", where=str(place), fix=fix)
+    artifact = open_artifact(place)
+    if artifact.kind != "model":
+        fix = "name the stage that trained a model, such as runs/quickstart/base"
+        raise UserError(f"a {artifact.kind} cannot be served", where=str(place), fix=fix)
+    artifact.verify(full=True)
+    return Checked(artifact.path, artifact.digest, artifact.manifest, _signer(artifact, public_key))
+
+
+def _foreign(folder: Path, public_key: str | None) -> Checked:
+    if not (folder / "config.json").is_file():
+        fix = "give runs/RECIPE/STAGE of a stage that trains, or a Hugging Face model directory"
+        raise UserError("no model here: there is no config.json", where=str(folder), fix=fix)
+    if public_key is not None:
+        fix = "import it (groundup import), look it over, and sign the artefact: groundup sign"
+        raise ArtifactError("a directory without a manifest cannot be signed", where=str(folder), fix=fix)
+    names = sorted({file for pattern in READ for file in folder.glob(pattern) if file.is_file()})
+    digests = {file.relative_to(folder).as_posix(): digest_file(file) for file in names}
+    return Checked(folder.resolve(), digest_data({"kind": "model", "files": digests}), {})
+
+
+def _signer(artifact: Artifact, public_key: str | None) -> str | None:
+    if public_key is None:
+        return None
+    from groundup import signing
+
+    return signing.require(artifact, Path(public_key))
+
+
+def facts_of(checked: Checked) -> Facts:
+    """What a checked directory holds, from its config.json, its manifest and the heads of its weight files."""
+    folder, given = checked.folder, _json(checked.folder / "config.json")
+    section = task_of(checked, given)
+    kind = _kind(section, given, folder)
+    parameters = sum(_sizes(folder))
+    settings = _json(folder / "tokenizer_config.json")
+    roles = {} if section is None else ROLES.get(section.name, {})
+    columns = {role: getattr(section, setting) for role, setting in roles.items()}
+    return Facts(
+        folder=str(folder),
+        kind=kind,
+        task="embedding" if section is None and kind == "embed" else section.name if section else "language_modeling",
+        family=str(given.get("model_type")),
+        digest=checked.digest,
+        context=_context(kind, given, settings, folder),
+        vocab_size=_first(given, "vocab_size"),
+        parameters=parameters,
+        weight_bytes=WIDTH * parameters,
+        token_bytes=_token_bytes(given) if kind == "generate" else 0,
+        chats=kind == "generate" and read_templates(folder, settings) is not None,
+        labels=tuple(getattr(section, "labels", None) or ()),
+        columns={role: column for role, column in columns.items() if column} or {"text": "text"} * (kind == "embed"),
+        licences=dict(checked.manifest.get("licences", {})),
+        signed_by=checked.signed_by,
+    )
+
+
+def task_of(checked: Checked, given: Mapping[str, Any]) -> Named | None:
+    """The section of the task that a model was trained for; None for a published one that names no task.
+
+    A published classifier is a task of its own labels. `given` is its config.json.
+    """
+    choices, section = checked.manifest.get("choices", {}), checked.manifest.get("section", {})
+    if "task" in choices or "task" in section:
+        return answering.task_section(checked.manifest, str(checked.folder))
+    if any("ForSequenceClassification" in name for name in given.get("architectures") or ()):
+        named = given.get("id2label") or {}
+        labels = [str(named[key]) for key in sorted(named, key=int)] or ["LABEL_0", "LABEL_1"]
+        kinds = {"multi_label_classification": "several", "regression": "number"}
+        kind = kinds.get(str(given.get("problem_type")), "number" if len(labels) == 1 else "one")
+        return sections.named("tasks", {"name": "text_classification", "labels": labels, "kind": kind})
+    return None
+
+
+def _kind(section: Named | None, given: Mapping[str, Any], folder: Path) -> Kind:
+    """What can be asked of a model. Raises UserError for one that has nothing to say."""
+    if section is not None and section.name in ROLES:
+        return "embed" if section.name == "embedding" else "answer"
+    heads = [str(name) for name in given.get("architectures") or ()]
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in heads):
+        return "generate"
+    if any(name.endswith("Model") for name in heads):
+        return "embed"
+    shown = ", ".join(heads) or "no head at all"
+    fix = "serve a model that continues texts, one tuned for a labelled task, or a sentence encoder"
+    raise UserError(f"a model of this kind ({shown}) cannot be served", where=str(folder / "config.json"), fix=fix)
+
+
+def _context(kind: Kind, given: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> int:
+    """The longest text: the model's own limit, and where rows are read at once, what they were cut to in training."""
+    longest = _first(given, "max_position_embeddings", "n_positions")
+    if kind == "embed":
+        stated = _first(_json(folder / "sentence_bert_config.json"), "max_seq_length")
+        return min(longest, stated or longest)
+    return min(longest, int(settings.get("model_max_length") or longest)) if kind == "answer" else longest
+
+
+def _token_bytes(given: Mapping[str, Any]) -> int:
+    layers, heads = _first(given, "num_hidden_layers", "n_layer", "n_layers"), _first(given, *_HEADS)
+    head_dim = given.get("head_dim") or _first(given, "hidden_size", "n_embd", "d_model") // max(1, heads)
+    return int(2 * layers * (given.get("num_key_value_heads") or heads) * head_dim * WIDTH)
+
+
+def _first(given: Mapping[str, Any], *names: str) -> int:
+    """The first of several names that a config has, as families spell it; 0 if it has none."""
+    return next((int(given[name]) for name in names if given.get(name) is not None), 0)
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """The number of entries of every tensor, from the heads of the weight files. Raises ArtifactError."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(_DIGITS), "little")
+                header = json.loads(opened.read(min(length, _MOST_HEADER)))
+            yield from (math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            fix = "fetch or write the file again: it is cut short or was changed"
+            raise ArtifactError(f"the weights cannot be read ({error})", where=str(file), fix=fix) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON file as a mapping, empty if it is not there. Raises ArtifactError for one that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"unreadable JSON ({error})", where=str(path), fix="fetch the file again") from error
+    return found if isinstance(found, dict) else {}
