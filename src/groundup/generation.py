@@ -14,7 +14,8 @@ from typing import Any
 
 from groundup.artifact import MANIFEST, open_artifact
 from groundup.errors import ArtifactError, UserError
-from groundup.prediction import predict, task_of, temperature_of
+from groundup.evaluation import answering as labelled
+from groundup.prediction import predict
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
 from groundup.serving.chatting import Messages, answering
@@ -112,11 +113,11 @@ class Model:
         A row is a text, or a mapping with the columns the task reads; tables of pandas and polars will
         do. Raises UserError for a model of another kind, and DataError for a row that cannot be read.
         """
-        return predict(self._task, self.runtime, rows, temperature=temperature_of(self.path))
+        return predict(self._task, self.runtime, rows, temperature=labelled.temperature_of(self.path))
 
     @cached_property
     def _task(self) -> Any:
-        return task_of(self.path, self.tokenizer, self.runtime)
+        return labelled.task_of(self.path, self.tokenizer, self.runtime)
 
     def fill(self, text: str, *, best: int = 5) -> list[Filled]:
         """For each mask of a text (`[MASK]`), its likeliest tokens with their probabilities.

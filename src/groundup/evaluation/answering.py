@@ -1,7 +1,8 @@
-"""A model's answers to the examples of a split, gathered from batches without padding.
+"""A model's answers to the examples of a split, gathered from batches without padding; and to single rows.
 
 What a row's outputs mean is the task's business (`answers`), as is putting several rows of one example
-together (`answer`); here they are only asked.
+together (`answer`); here they are only asked. What a user gives as a row, and is shown as an answer, is the
+same from Python, on the command line and over HTTP.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundup import catalog, config
+from groundup.artifact import MANIFEST, Artifact
 from groundup.config import Named
 from groundup.data.packing import Row
-from groundup.errors import ArtifactError, Interrupted
+from groundup.errors import ArtifactError, Interrupted, UserError
+from groundup.evaluation.metrics import calibration
 from groundup.progress import Reporter, interrupt_requested
 
 
@@ -45,6 +48,43 @@ def open_task(section: Named, folder: Path, tokenizer: Any, runtime: Any, *, is_
     if is_own and hasattr(task, "restore"):
         task.restore(folder, runtime.network)
     return task
+
+
+def task_of(folder: Path, tokenizer: Any, runtime: Any) -> Any:
+    """The task of a model, ready to encode and to answer. Raises UserError for a model without labels to give."""
+    manifest = Artifact(folder).manifest if (folder / MANIFEST).is_file() else {}
+    section = task_section(manifest, str(folder))
+    task = open_task(section, folder, tokenizer, runtime)
+    if not hasattr(task, "answers"):
+        fix = "use generate for a model that continues texts, fill for one that fills gaps"
+        raise UserError(f"a model of {section.name} has no answers to give", where=str(folder), fix=fix)
+    return task
+
+
+def temperature_of(folder: Path) -> float:
+    """The temperature that was fitted on a model's validation rows, 1 if none was."""
+    path = folder / calibration.FILE
+    return float(json.loads(path.read_text(encoding="utf-8"))["temperature"]) if path.is_file() else 1.0
+
+
+def example_of(task: Any, row: Any, place: int) -> dict[str, Any]:
+    """What a user gave, a text or the columns that the task reads, as an example; `place` names it in errors."""
+    given = {getattr(task.config, "text", "text"): row} if isinstance(row, str) else dict(row)
+    return {"id": place, "source": f"row {place}"} | given
+
+
+def shown(task: Any, given: Any, temperature: float) -> dict[str, Any]:
+    """An answer as a user sees it: under its name, with probabilities by label at a temperature, or a confidence."""
+    name = {"classes": "label", "multilabel": "labels", "number": "number", "tags": "tags"}.get(task.evaluation, "text")
+    found: dict[str, Any] = {name: given.answer}
+    if given.probabilities is not None:
+        shares = given.probabilities
+        if temperature != 1:
+            shares = calibration.tempered([shares], temperature)[0].tolist()
+        found["probabilities"] = dict(zip(list(task.labels), shares, strict=True))
+    if given.confidence is not None:
+        found["confidence"] = given.confidence
+    return found
 
 
 Forward = Callable[[Mapping[str, Any]], Any]
