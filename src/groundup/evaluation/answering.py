@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from groundup import catalog, config
 from groundup.artifact import MANIFEST, Artifact
 from groundup.config import Named
 from groundup.data.packing import Row
+from groundup.data.sample import Documents
 from groundup.errors import ArtifactError, Interrupted, UserError
 from groundup.evaluation.metrics import calibration
 from groundup.progress import Reporter, interrupt_requested
@@ -111,6 +112,36 @@ def answers_by_document(
         if interrupt_requested():
             raise Interrupted("stopped while answering", fix="run again: it starts afresh")
     return {document: [by_row[index] for index in sorted(by_row)] for document, by_row in found.items()}
+
+
+class Alone(NamedTuple):
+    """An example that is not part of a split, encoded: its rows, and the tokens of each."""
+
+    example: Mapping[str, Any]
+    rows: list[Row]
+    lengths: list[int]
+
+
+def encode_alone(task: Any, example: Mapping[str, Any]) -> Alone:
+    """An example as the rows that the model reads of it. Raises DataError for one the task cannot read."""
+    rows = task.rows(Documents([example], task.encode), 0, held_out=True)
+    return Alone(example, [rows.row(index, 0) for index in range(len(rows))], rows.lengths.tolist())
+
+
+def answer_together(
+    task: Any, examples: Sequence[Alone], forward: Forward, *, batch_tokens: int, is_flat: bool
+) -> list[Any]:
+    """The answers to encoded examples, in order, their rows computed together; see `tasks/_contract.py`."""
+    collate = getattr(task, "ask", task.collate)
+    owners = [(place, row) for place, one in enumerate(examples) for row in range(len(one.rows))]
+    lengths = np.array([length for one in examples for length in one.lengths], np.int64)
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for indices in batches(lengths, batch_tokens):
+        chosen = [owners[index] for index in indices.tolist()]
+        batch = collate([examples[place].rows[row] for place, row in chosen], flat=is_flat)
+        found |= zip(chosen, task.answers(forward(batch), batch), strict=True)
+    by_example = ([found[place, row] for row in range(len(one.rows))] for place, one in enumerate(examples))
+    return [task.answer(said, one.example) for said, one in zip(by_example, examples, strict=True)]
 
 
 def batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
