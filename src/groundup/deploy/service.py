@@ -1,0 +1,105 @@
+"""What is deployed: the models, what they need, and the command that serves them inside a container."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup.errors import UserError
+from groundup.serving import models
+
+MODELS = "/models"
+"""Where a container finds its models, each in a folder of its name."""
+KEYS = "/etc/groundup/keys/keys.json"
+"""Where a container finds its keys (the file holds their digests only)."""
+STATE = "/state"
+"""What a container may write beside /tmp: spent quotas, batch jobs."""
+USER = 10001
+"""Neither root nor anyone on the host."""
+PROCESSES = 1 << 30
+"""Bytes that Python and torch take in both processes together before a model is loaded."""
+WORKSPACE = 0.25
+"""Of the weights: what activations and the copy made while loading take besides."""
+STEP = 256 << 20
+"""Memory is asked for in steps of so many bytes."""
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?")
+"""RFC 1123, and short enough that `-metrics-key` may follow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A service as every target needs to know it."""
+
+    name: str
+    models: Mapping[str, models.Facts]
+    """By the name under which each is served."""
+    threads: int = 2
+    """Compute threads of the engine."""
+    cache_bytes: int = 1 << 30
+    """Of each model that generates, for the keys and values of its texts."""
+    port: int = 8000
+    grace_s: int = 30
+    """How long running requests may go on after SIGTERM."""
+    prefix: str = "groundup"
+    """What the names of metrics begin with."""
+    flags: tuple[str, ...] = ()
+    """Further flags of `groundup serve`, as given."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What one replica needs: weights, caches, workspace and the processes themselves."""
+        weights = sum(facts.weight_bytes for facts in self.models.values())
+        caches = sum(self.cache_bytes for facts in self.models.values() if facts.token_bytes)
+        need = PROCESSES + weights * (1 + WORKSPACE) + caches
+        return math.ceil(need / STEP) * STEP
+
+    @property
+    def cpus(self) -> int:
+        """Whole processors of one replica: the engine's threads, and one for HTTP and tokenizing."""
+        return self.threads + 1
+
+    def arguments(self) -> list[str]:
+        """The arguments of the container's `groundup`."""
+        served = [f"--model={name}={MODELS}/{name}" for name in self.models]
+        caches = [f"--cache={self.cache_bytes >> 20}Mi"] if any(f.token_bytes for f in self.models.values()) else []
+        renamed = [f"--metrics-prefix={self.prefix}"] if self.prefix != "groundup" else []
+        address = ["--host=0.0.0.0", f"--port={self.port}"]
+        engine = [f"--threads={self.threads}", f"--grace={self.grace_s}s"]
+        return ["serve", *served, *address, *engine, *caches, *renamed, *self.flags]
+
+    def environment(self) -> dict[str, str]:
+        """The container's environment variables. Nothing in it is secret."""
+        return {"GROUNDUP_KEYS": KEYS, "OMP_NUM_THREADS": str(self.threads), "HOME": "/tmp"}
+
+
+def describe(paths: Sequence[str], *, name: str = "", public_key: str | None = None, **settings: Any) -> Service:
+    """The service of these models, each `PATH` or `NAME=PATH`, every file of them checked.
+
+    The name of a model given by its path alone is that of the stage or directory. Raises UserError for
+    names that a cluster does not allow or that are used twice, and what opening a model raises.
+    """
+    found: dict[str, models.Facts] = {}
+    for given in paths:
+        label, _, path = given.rpartition("=") if "=" in given else ("", "", given)
+        label = label or Path(path).name
+        if label in found:
+            raise UserError(f"two models are named {label!r}", fix=f"name one of them: OTHER={path}")
+        if not re.fullmatch(r"[\w.-]+", label, re.ASCII):
+            raise UserError(
+                f"{label!r} cannot name a folder in a container", fix=f"use letters, digits, `.`, `_`, `-`: NAME={path}"
+            )
+        found[label] = models.describe(path, public_key=public_key)
+    if not found:
+        raise UserError("no model is named", fix="give runs/RECIPE/STAGE or NAME=PATH")
+    name = name or re.sub(r"[^a-z0-9]+", "-", next(iter(found)).lower()).strip("-")
+    if not _LABEL.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot name a service",
+            where="--name",
+            fix="use up to 53 lower-case letters, digits and hyphens, a letter or digit at both ends",
+        )
+    return Service(name=name, models=found, **settings)
