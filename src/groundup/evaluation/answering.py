@@ -19,7 +19,6 @@ from groundup import catalog, config
 from groundup.artifact import MANIFEST, Artifact
 from groundup.config import Named
 from groundup.data.packing import Row
-from groundup.data.sample import Documents
 from groundup.errors import ArtifactError, Interrupted, UserError
 from groundup.evaluation.metrics import calibration
 from groundup.progress import Reporter, interrupt_requested
@@ -124,6 +123,8 @@ class Alone(NamedTuple):
 
 def encode_alone(task: Any, example: Mapping[str, Any]) -> Alone:
     """An example as the rows that the model reads of it. Raises DataError for one the task cannot read."""
+    from groundup.data.sample import Documents  # brings pyarrow, which a server's front can do without
+
     rows = task.rows(Documents([example], task.encode), 0, held_out=True)
     return Alone(example, [rows.row(index, 0) for index in range(len(rows))], rows.lengths.tolist())
 

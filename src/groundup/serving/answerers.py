@@ -1,0 +1,255 @@
+"""Models that answer rows at once, without a cache: labelled tasks, vectors of texts, scores of given tokens.
+
+Each encodes one row by itself, so that a bad row fails alone and before anything is computed, and computes many
+encoded rows together. They run in the engine process.
+
+Axes: E texts of a batch, N tokens of a flat batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from groundup.errors import DataError, GroundupError, UserError
+from groundup.evaluation import answering
+from groundup.runtimes.torch import TorchRuntime
+from groundup.text.framing import Frame
+from groundup.text.tokenizers import Tokenizer
+
+SCORED_AT_ONCE = 256
+"""Positions whose scores over the vocabulary are held in memory at the same time."""
+POOLINGS = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt",
+    "pooling_mode_lasttoken": "last",
+}
+"""How sentence-transformers names what is made one vector of a text's hidden states."""
+
+
+class NotNumbers(GroundupError):
+    """A model's scores are not numbers: its weights are damaged, or the row is such that they overflow."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's scores are not numbers", fix="its weights are damaged: groundup verify")
+
+
+class Encoded(NamedTuple):
+    """A row that is ready to be computed."""
+
+    content: Any
+    tokens: int
+    """Tokens that are read of it."""
+
+
+class Answerer(Protocol):
+    """A model that answers rows."""
+
+    def encode(self, row: Any) -> Encoded:
+        """A row, ready to be computed. Raises GroundupError for one that cannot be read."""
+
+    def answer(self, rows: Sequence[Encoded]) -> list[Any]:
+        """The answers to rows computed together, in order, as plain data."""
+
+
+class TaskAnswerer:
+    """Answers of a labelled task: those of `groundup.load(…).predict(rows)`."""
+
+    def __init__(self, task: Any, runtime: TorchRuntime, *, temperature: float, batch_tokens: int) -> None:
+        """`temperature` is what probabilities are shown at."""
+        self.task, self.runtime, self.temperature, self.batch_tokens = task, runtime, temperature, batch_tokens
+
+    def encode(self, row: Any) -> Encoded:
+        """The rows of an example. Raises DataError for a column that is missing or of another kind."""
+        require_plain(row)
+        alone = answering.encode_alone(self.task, answering.example_of(self.task, row, 0) | {"source": ""})
+        return Encoded(alone, sum(alone.lengths))
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Encoded]) -> list[Any]:
+        """For each example its `label`, `labels`, `number`, `tags` or `text`, with probabilities or a confidence."""
+        given = answering.answer_together(
+            self.task,
+            [row.content for row in rows],
+            self.runtime.forward,
+            batch_tokens=self.batch_tokens,
+            is_flat=self.runtime.device.type in ("cpu", "cuda"),
+        )
+        return [answering.shown(self.task, one, self.temperature) for one in given]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a sentence encoder makes one vector of a text, as its directory says (sentence-transformers' files)."""
+
+    mode: str = "mean"
+    is_normalised: bool = True
+    max_tokens: int | None = None
+    lowers: bool = False
+    """Whether texts are put in lower case before the tokenizer sees them."""
+    prefix: str = ""
+    """What is put before every text."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Pooling:
+        """What a directory states; without a statement the mean of all tokens, of length one.
+
+        Raises UserError for steps and ways of pooling that are not known here.
+        """
+        where = folder / "modules.json"
+        if not where.is_file():
+            return cls()
+        modules = {str(one["type"]).rpartition(".")[2]: str(one["path"]) for one in _json(where)}
+        unknown = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
+        if unknown:
+            fix = "serve an encoder that is made of a Transformer, Pooling and Normalize"
+            raise UserError(f"the encoder has a step of its own, {unknown[0]!r}", where=str(where), fix=fix)
+        pooled = _json(folder / modules.get("Pooling", "1_Pooling") / "config.json")
+        wanted = [name for name in pooled if name.startswith("pooling_mode_") and pooled[name]]
+        if len(wanted) != 1 or wanted[0] not in POOLINGS:
+            known = ", ".join(POOLINGS)
+            what = f"the encoder pools by {' and '.join(wanted) or 'nothing'}"
+            raise UserError(what, where=str(folder), fix=f"exactly one of these is known: {known}")
+        cut, more = _json(folder / "sentence_bert_config.json"), _json(folder / "config_sentence_transformers.json")
+        return cls(
+            mode=POOLINGS[wanted[0]],
+            is_normalised="Normalize" in modules,
+            max_tokens=cut.get("max_seq_length"),
+            lowers=bool(cut.get("do_lower_case")),
+            prefix=str((more.get("prompts") or {}).get(more.get("default_prompt_name")) or ""),
+        )
+
+
+class SentenceEncoder:
+    """Vectors of texts, by the model's own pooling: those of sentence-transformers."""
+
+    def __init__(self, runtime: TorchRuntime, tokenizer: Tokenizer, pooling: Pooling, *, column: str = "text") -> None:
+        self.runtime, self.tokenizer, self.pooling, self.column = runtime, tokenizer, pooling, column
+        longest = min(pooling.max_tokens or runtime.context, runtime.context)
+        self.frame = Frame.of(tokenizer, pair=False, context=longest)
+
+    def encode(self, row: Any) -> Encoded:
+        """The framed tokens of a text, cut to the longest the encoder reads. Raises DataError for what is no text."""
+        text = row if isinstance(row, str) else row.get(self.column) if isinstance(row, Mapping) else None
+        if not isinstance(text, str):
+            raise DataError(f"no text in the column {self.column!r}", fix="give a string")
+        require_plain(text)
+        text = self.pooling.prefix + text
+        framed = self.frame(self.tokenizer.encode(text.lower() if self.pooling.lowers else text))
+        return Encoded(framed, len(framed.ids))
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Encoded]) -> list[Any]:
+        """For each text its `vector`: float32, little-endian, in base64, as OpenAI's client asks for it.
+
+        Raises NotNumbers.
+        """
+        # Equal lengths side by side: attention takes one call for each run of them.
+        order = sorted(range(len(rows)), key=lambda place: -rows[place].tokens)
+        vectors_ED = self._vectors([rows[place] for place in order]).float().cpu().contiguous()
+        if not vectors_ED.isfinite().all():
+            raise NotNumbers
+        found: list[Any] = [None] * len(rows)
+        for place, vector_D in zip(order, vectors_ED, strict=True):
+            found[place] = {"vector": packed(vector_D)}
+        return found
+
+    def _vectors(self, rows: Sequence[Encoded]) -> Tensor:
+        """(E,D) of framed texts."""
+        lengths_E = torch.tensor([row.tokens for row in rows])
+        batch = {
+            "input_ids": torch.tensor([[token for row in rows for token in row.content.ids]]),
+            "token_type_ids": torch.tensor([[kind for row in rows for kind in row.content.types]]),
+            "positions": torch.cat([torch.arange(row.tokens) for row in rows])[None],
+            "lengths": lengths_E,
+        }
+        pooled_ED = _pooled(self.runtime.forward(batch), self.pooling.mode)
+        return F.normalize(pooled_ED, dim=-1) if self.pooling.is_normalised else pooled_ED
+
+
+def _pooled(outputs: Any, mode: str) -> Tensor:
+    """One vector a text, (E,D), of a flat batch's `nn.network.Outputs`."""
+    if mode == "max":
+        _, length_E = outputs.places
+        return torch.stack([part.amax(0) for part in outputs.hidden[0].split(length_E.tolist())])
+    if mode == "mean_sqrt":
+        _, length_E = outputs.places
+        scaled_ED: Tensor = outputs.examples("mean") * length_E[:, None].sqrt()
+        return scaled_ED
+    pooled_ED: Tensor = outputs.examples(mode)
+    return pooled_ED
+
+
+class Scorer:
+    """Log-probabilities of given tokens under a causal model. A row is (ids, first position that is scored)."""
+
+    def __init__(self, runtime: TorchRuntime) -> None:
+        self.runtime = runtime
+
+    def encode(self, row: Any) -> Encoded:
+        """Raises UserError for ids outside the vocabulary, a text that is too long, and nothing to score."""
+        ids, first = row
+        if not 1 <= first < len(ids):
+            fix = "give at least two tokens, and a position from 1 to the last"
+            raise UserError(f"nothing to score: {len(ids)} tokens from position {first} on", fix=fix)
+        if len(ids) > self.runtime.max_tokens:
+            what = f"the text is {len(ids)} tokens long and the model reads {self.runtime.max_tokens}"
+            raise UserError(what, fix=f"shorten it by {len(ids) - self.runtime.max_tokens} tokens")
+        if not all(0 <= token < self.runtime.vocab_size for token in ids):
+            raise UserError("a token is not of the vocabulary", fix=f"ids go from 0 to {self.runtime.vocab_size - 1}")
+        return Encoded((list(ids), first), len(ids))
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Encoded]) -> list[Any]:
+        """For each text the log-probabilities (nats) of its tokens from the first scored one on."""
+        return [self._scores(*row.content) for row in rows]
+
+    def _scores(self, ids: list[int], first: int) -> list[float]:
+        outputs = self.runtime.forward({"input_ids": torch.tensor([ids])})
+        hidden_ND = outputs.hidden[0, first - 1 : -1]
+        target_N = torch.tensor(ids[first:], device=hidden_ND.device)
+        found: list[float] = []
+        for start in range(0, len(target_N), SCORED_AT_ONCE):
+            part = slice(start, start + SCORED_AT_ONCE)
+            logits_NV = outputs.head(hidden_ND[part]).float()
+            found += (logits_NV.log_softmax(-1).gather(1, target_N[part, None])[:, 0]).tolist()
+        return found
+
+
+def packed(vector_D: Tensor) -> str:
+    """A vector as base64 of little-endian float32."""
+    return base64.b64encode(vector_D.numpy().astype("<f4").tobytes()).decode("ascii")
+
+
+def require_plain(row: Any) -> None:
+    """Raise DataError for a row with a lone surrogate anywhere: it stands for no character, and no tokenizer reads it.
+
+    Walked without recursion: how deep a row is nested is the sender's choice.
+    """
+    pending = [row]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                what = f"the text holds U+{ord(value[error.start]):04X} at character {error.start}, half of a pair"
+                raise DataError(what, fix="it was cut or decoded wrongly: read it as UTF-8") from error
+        elif isinstance(value, Mapping):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            pending += value
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
