@@ -100,8 +100,8 @@ class EngineClient:
         """Facts of adapters by (model, adapter)."""
         self.is_draining = False
         """Whether new work is refused."""
-        self.last_pong_s: float | None = None
-        """When the engine last gave a sign, by the event loop's clock."""
+        self.progress: dict[str, float] = {}
+        """When each model last gave a token or an answer, by the event loop's clock."""
         self._loads: dict[str, wire.Load] = {}
         self._adapter_loads: dict[tuple[str, str], wire.LoadAdapter] = {}
         self._numbers = itertools.count(1)
@@ -149,9 +149,9 @@ class EngineClient:
         await self._gone.wait()
 
     @property
-    def is_attached(self) -> bool:
-        """Whether there is an engine to talk to."""
-        return self._writer is not None
+    def is_open(self) -> bool:
+        """Whether there is an engine to talk to, with the models that it should have."""
+        return self._writer is not None and self._is_restored
 
     @property
     def in_flight(self) -> int:
@@ -190,7 +190,6 @@ class EngineClient:
 
     def _take(self, frame: Frame) -> None:
         """Hand a frame to whoever waits for it; what came for a request that was given up is dropped."""
-        self.last_pong_s = asyncio.get_running_loop().time()
         match frame:
             case wire.Tokens():
                 for number, token, logprob, alternatives in frame.tokens:
@@ -239,6 +238,7 @@ class EngineClient:
         self._require_open()
         await self._ask(wire.Unload(0, model), wire.Done)
         self.models.pop(model, None)
+        self.progress.pop(model, None)
         self._loads.pop(model, None)
         for pair in [pair for pair in self.adapters if pair[0] == model]:
             self._forget(pair)
@@ -257,6 +257,14 @@ class EngineClient:
         await self._ask(wire.UnloadAdapter(0, model, adapter), wire.Done)
         self._forget((model, adapter))
 
+    def _drop(self, frame: wire.Load | wire.LoadAdapter) -> None:
+        """Forget what could not be loaded again."""
+        if isinstance(frame, wire.LoadAdapter):
+            self._forget((frame.model, frame.adapter))
+            return
+        self.models.pop(frame.model, None)
+        self._loads.pop(frame.model, None)
+
     def _forget(self, pair: tuple[str, str]) -> None:
         self.adapters.pop(pair, None)
         self._adapter_loads.pop(pair, None)
@@ -267,13 +275,14 @@ class EngineClient:
         What cannot be loaded any more is let go and its fault returned. Raises EngineGone.
         """
         faults: list[EngineFault] = []
-        for frame in (*self._loads.values(), *self._adapter_loads.values()):
+        for frame in [*self._loads.values(), *self._adapter_loads.values()]:
             try:
                 await self._ask(frame, wire.Loaded)
             except EngineGone:
                 raise
             except EngineFault as fault:
                 faults.append(fault)
+                self._drop(frame)
         self._is_restored = True
         return faults
 
@@ -294,12 +303,16 @@ class EngineClient:
                     yield got
                     return
                 assert isinstance(got, Token), f"a {got} in the middle of a text"
+                self.progress[request.model] = asyncio.get_running_loop().time()
                 yield got
 
     async def answer(self, request: wire.Answer) -> wire.Answered:
         """Answers to rows, in order."""
         self._require_open()
-        return await self._ask(request, wire.Answered)
+        answered = await self._ask(request, wire.Answered)
+        if any("error" not in answer for answer in answered.answers):
+            self.progress[request.model] = asyncio.get_running_loop().time()
+        return answered
 
     async def score(self, request: wire.Score) -> list[float]:
         """Log-probabilities of the tokens from `from_position` on."""
@@ -328,7 +341,7 @@ class EngineClient:
         if self.is_draining:
             what = "the server is shutting down and takes no new work"
             raise EngineFault("shutting_down", what, fix="send it to another replica, or again later", retry_after_s=5)
-        if self._writer is None or not self._is_restored:
+        if not self.is_open:
             raise self._absent()
 
     async def _ask(self, frame: Frame, answered: type[F]) -> F:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,9 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _DIGITS = 8
 """Bytes of the length at the head of a safetensors file."""
 _MOST_HEADER = 100 << 20
+_POSITIONS = ("wpe.weight", "position_embeddings.weight", "embed_positions.weight", "token_type_embeddings.weight")
+_TOKENS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
+"""Endings of the names of tables."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Facts:
     parameters: int
     weight_bytes: int
     """Of the weights in memory."""
+    read_bytes: int
+    """Of the weights that one token makes the machine read: all but tables of which it takes one row."""
     token_bytes: int
     """Of the keys and values of one token in the cache; 0 for models without one."""
     chats: bool
@@ -190,7 +195,7 @@ def facts_of(checked: Checked) -> Facts:
     folder, given = checked.folder, _json(checked.folder / "config.json")
     section = task_of(checked, given)
     kind = _kind(section, given, folder)
-    parameters = sum(_sizes(folder))
+    sizes = _sizes(folder)
     settings = _json(folder / "tokenizer_config.json")
     roles = {} if section is None else ROLES.get(section.name, {})
     columns = {role: getattr(section, setting) for role, setting in roles.items()}
@@ -202,8 +207,9 @@ def facts_of(checked: Checked) -> Facts:
         digest=checked.digest,
         context=_context(kind, given, settings, folder),
         vocab_size=_first(given, "vocab_size"),
-        parameters=parameters,
-        weight_bytes=WIDTH * parameters,
+        parameters=sum(sizes.values()),
+        weight_bytes=WIDTH * sum(sizes.values()),
+        read_bytes=WIDTH * _read(sizes),
         token_bytes=_token_bytes(given) if kind == "generate" else 0,
         chats=kind == "generate" and read_templates(folder, settings) is not None,
         labels=tuple(getattr(section, "labels", None) or ()),
@@ -264,17 +270,26 @@ def _first(given: Mapping[str, Any], *names: str) -> int:
     return next((int(given[name]) for name in names if given.get(name) is not None), 0)
 
 
-def _sizes(folder: Path) -> Iterator[int]:
+def _sizes(folder: Path) -> dict[str, int]:
     """The number of entries of every tensor, from the heads of the weight files. Raises ArtifactError."""
+    found: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with file.open("rb") as opened:
                 length = int.from_bytes(opened.read(_DIGITS), "little")
                 header = json.loads(opened.read(min(length, _MOST_HEADER)))
-            yield from (math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+            found |= {name: math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__"}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             fix = "fetch or write the file again: it is cut short or was changed"
             raise ArtifactError(f"the weights cannot be read ({error})", where=str(file), fix=fix) from error
+    return found
+
+
+def _read(sizes: Mapping[str, int]) -> int:
+    """Entries that one token reads. A table of tokens that is also the head, tied to it, is read whole."""
+    is_tied = not any(name.endswith("lm_head.weight") for name in sizes)
+    tables = _POSITIONS if is_tied else (*_POSITIONS, *_TOKENS)
+    return sum(size for name, size in sizes.items() if not name.endswith(tables))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,210 @@
+"""The engine process is started here, watched, and started again when it dies or hangs.
+
+A process of its own, because what can go wrong in it takes the process along: the system kills the largest when
+memory runs out, and a kernel that crashes or never returns cannot be caught. The server stays up meanwhile. What
+was in flight fails at once with a clear error; what comes is told when to try again.
+
+The watch is by progress: the loop that computes also answers pings, so an engine that hangs in a step is silent,
+whatever its process looks like. Before such a one is killed it writes where each of its threads stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from groundup.serving.client import EngineClient, EngineGone
+from groundup.serving.fit import usable_cores
+
+log = logging.getLogger(__name__)
+
+State = Literal["new", "starting", "up", "restarting", "draining", "stopped"]
+BUFFER = 1 << 20
+"""Bytes between the processes: what the engine may be ahead of a front that is busy."""
+DUMP_S = 0.5
+"""How long a hung engine has to write down where it stands."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How the engine process is started and watched."""
+
+    threads: int | None = None
+    """Compute threads; all usable cores but one, which is the front's, unless given."""
+    start_s: float = 180.0
+    """How long a start may take, without models."""
+    ping_every_s: float = 1.0
+    silent_s: float = 60.0
+    """An engine that has not answered for so long hangs: longer than any single step takes."""
+    first_delay_s: float = 0.2
+    """How long to wait before the first restart; doubled for each that follows closely."""
+    longest_delay_s: float = 30.0
+    settled_s: float = 60.0
+    """An engine that lived so long is sound: the next restart begins with the first delay again."""
+    grace_s: float = 30.0
+    """How long running work may take when the server is asked to stop."""
+
+
+class Supervisor:
+    """One engine process behind one client. All methods run in the client's event loop."""
+
+    def __init__(
+        self, client: EngineClient, watch: Watch | None = None, *, restarted: Callable[[str], None] | None = None
+    ) -> None:
+        """`restarted` is told why, each time the engine has to be started again."""
+        self.client, self.watch = client, watch or Watch()
+        self.state: State = "new"
+        self.restarts = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self._restarted = restarted
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def threads(self) -> int:
+        """Compute threads of the engine."""
+        # Two compute threads fall up to ten-fold when a third takes a core: the front gets one of its own.
+        return self.watch.threads or max(1, usable_cores() - 1)
+
+    async def start(self) -> None:
+        """Start the engine process and the watch over it. Raises EngineGone if it does not come up."""
+        self.state = "starting"
+        try:
+            await self._spawn()
+        except EngineGone:
+            self.state = "stopped"
+            raise
+        self.state = "up"
+        self._watching = asyncio.create_task(self._keep_up(), name="engine watch")
+
+    async def drain(self, grace_s: float | None = None) -> bool:
+        """Take no new work, let what runs finish, and end the engine; whether all of it was finished in time."""
+        self.state = "draining"
+        self.client.drain()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (self.watch.grace_s if grace_s is None else grace_s)
+        while self.client.in_flight and loop.time() < end:
+            await asyncio.sleep(0.02)
+        is_finished = not self.client.in_flight
+        await self.stop()
+        return is_finished
+
+    async def stop(self) -> None:
+        """End the engine process now; what is in flight raises EngineGone."""
+        self.state = "stopped"
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        with suppress(EngineGone):
+            await self.client.stop()
+        await self.client.detach("the server was shut down before this was finished")
+        await self._reap(patience_s=5.0)
+
+    # ------------------------------------------------------------------------------ one life
+
+    async def _spawn(self) -> None:
+        """Start a process and join the client to it. Raises EngineGone."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        with theirs:
+            self.process = _launch(theirs, self.threads)
+        ready = await self.client.attach(ours, timeout_s=self.watch.start_s)
+        log.info("engine process %d is up with %d compute threads", ready.pid, ready.threads)
+
+    async def _keep_up(self) -> None:
+        """Wait for the engine's end, and start it again, over and over."""
+        delay = self.watch.first_delay_s
+        loop = asyncio.get_running_loop()
+        while True:
+            born = loop.time()
+            why = await self._ending()
+            self.state = "restarting"
+            self.restarts += 1
+            log.error("%s; starting it again in %.1f s", why, delay)
+            if self._restarted is not None:
+                self._restarted(why)
+            if loop.time() - born > self.watch.settled_s:
+                delay = self.watch.first_delay_s
+            self.client.retry_after_s = delay + 5.0
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, self.watch.longest_delay_s)
+            with suppress(EngineGone):
+                await self._spawn()
+                for fault in await self.client.restore():
+                    log.error("a model could not be loaded again: %s", fault)
+                self.state = "up"
+
+    async def _ending(self) -> str:
+        """Wait until the engine has ended, or ends it because it hangs; what happened, in words."""
+        gone = asyncio.create_task(self.client.gone())
+        try:
+            while not gone.done():
+                try:
+                    async with asyncio.timeout(self.watch.silent_s):
+                        await self.client.ping()
+                except TimeoutError:
+                    return await self._end_hung()
+                except EngineGone:
+                    break
+                await asyncio.wait([gone], timeout=self.watch.ping_every_s)
+        finally:
+            gone.cancel()
+        await self._reap(patience_s=2.0)
+        return f"the engine process {_ended(self.process)}"
+
+    async def _end_hung(self) -> str:
+        assert self.process is not None
+        why = f"the engine process hung: no answer for {self.watch.silent_s:g} s"
+        if hasattr(signal, "SIGUSR1"):
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGUSR1)
+            await asyncio.sleep(DUMP_S)
+        self.process.kill()
+        await self.client.detach(why)
+        await self._reap(patience_s=2.0)
+        return why
+
+    async def _reap(self, *, patience_s: float) -> None:
+        """Wait for the process's end, and see to it if it does not come."""
+        if self.process is None:
+            return
+        try:
+            await asyncio.to_thread(self.process.wait, patience_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+
+
+def _launch(theirs: socket.socket, threads: int) -> subprocess.Popen[bytes]:
+    """Start the engine process with its end of the socket pair."""
+    # -P: what lies in the current folder is not imported in the place of a library.
+    command = [sys.executable, "-P", "-m", "groundup.serving.worker", "--threads", str(threads)]
+    given = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if sys.platform == "win32":
+        process = subprocess.Popen(command, env=given, stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        process.stdin.write(theirs.share(process.pid))
+        process.stdin.close()
+        return process
+    number = theirs.fileno()
+    return subprocess.Popen([*command, "--socket", str(number)], env=given, stdin=subprocess.DEVNULL, pass_fds=[number])
+
+
+def _ended(process: subprocess.Popen[bytes] | None) -> str:
+    """How a process ended, in words."""
+    code = process.returncode if process is not None else None
+    if code is None or code >= 0:
+        return f"ended by itself (exit code {code})"
+    name = signal.Signals(-code).name if -code in {int(one) for one in signal.Signals} else str(-code)
+    hint = ": often what the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
