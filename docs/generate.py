@@ -94,8 +94,7 @@ def commands_page() -> Iterator[str]:
     yield "# Commands"
     yield ""
     yield inspect.getdoc(cli.main) or ""
-    group = typer.main.get_command(cli.app)
-    for name, command in sorted(group.commands.items()):  # type: ignore[attr-defined]
+    for name, command in sorted(commands(typer.main.get_command(cli.app))):
         yield ""
         yield f"## groundup {name}"
         yield ""
@@ -110,6 +109,15 @@ def commands_page() -> Iterator[str]:
             default = "" if parameter.default in (None, "", False) or callable(parameter.default) else parameter.default
             needed = "required" if parameter.required else f"`{default}`" if default != "" else ""
             yield f"| {shown} | {cell(getattr(parameter, 'help', None) or '')} | {needed} |"
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command of a group and of the groups in it, with its whole name."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def errors_page() -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import html
 import json
 import os
 import platform
@@ -29,6 +30,8 @@ from groundup.progress import Reporter
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "signature.json"
+"""Beside the manifest, which it signs; no part of the payload (see signing.py)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ class Artifact:
     def json(self, name: str) -> Any:
         """A payload file read as JSON."""
         return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+    def _repr_html_(self) -> str | None:
+        """A report as a notebook shows it: the page itself, in a frame of its own."""
+        if "report.html" not in self.manifest["files"]:
+            return None
+        page = html.escape(self.file("report.html").read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 45em; border: 0"></iframe>'
 
     def verify(self, *, full: bool = False) -> None:
         """Raise ArtifactError if a file is missing, added to the payload, or changed.
@@ -247,12 +257,15 @@ def link(place: Path, artifact: Artifact) -> None:
     os.replace(temporary, place)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+def write_whole(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    `mode` is the new file's, less the umask, from its first byte on: 0o600 for secrets.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -372,7 +385,8 @@ def _is_untouched(path: Path, entry: dict[str, Any]) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    outside = {folder / MANIFEST, folder / SIGNATURE}
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p not in outside)
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "groundup"
 
-BASE = {"artifact", "catalog", "config", "errors", "forecast", "places", "progress", "units"}
+BASE = {"artifact", "catalog", "config", "errors", "forecast", "places", "progress", "signing", "units"}
 NOUNS = {
     "adapters", "checkpoints", "compression", "evaluation", "models", "monitoring", "runtimes", "serving", "tasks",
     "training",
@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "catalog": {"errors"},
     "config": {"catalog", "errors", "units"},
     "artifact": {"errors", "progress", "units"},
+    "signing": {"artifact", "errors"},
     "forecast": BASE,
     "nn": BASE,
     "text": BASE,
