@@ -176,6 +176,12 @@ class KeyRing:
         held = [secret for secret in key.secrets if hmac.compare_digest(secret.sha256, digest)] if key else []
         return self._judge(key_id, key, held[0] if held else None)
 
+    def principal(self, key_id: str) -> Principal | None:
+        """Whose key an id names, for work done on its behalf later; None if it is no longer good."""
+        self.refresh()
+        key = self._keys.get(key_id)
+        return self._judge(key_id, key, key.secrets[0]).principal if key is not None else None
+
     def _judge(self, key_id: str, key: Key | None, secret: Secret | None) -> Verdict:
         if key is None or secret is None:
             return Verdict(problem="unknown")

@@ -42,6 +42,7 @@ READ = (
     "*_Pooling/config.json",
 )
 """The files of a directory without a manifest that are read when it is served: they make up its digest."""
+ADAPTER = "adapter_config.json"
 ROLES = {
     "text_classification": {"text": "text", "pair": "pair"},
     "token_tagging": {"tokens": "tokens"},
@@ -122,7 +123,7 @@ class Facts:
     """The column of a row that each part is read from: `text`, `pair`, `tokens`, `question`, `passage`."""
     licences: Mapping[str, str] = field(default_factory=dict)
     signed_by: str | None = None
-    """The fingerprint of the key that signed it, where that was checked."""
+    """The id of the key that signed it, where that was asked for."""
 
     def as_data(self) -> dict[str, Any]:
         """The facts as plain data."""
@@ -166,28 +167,49 @@ def check(path: str | Path, *, public_key: str | None = None) -> Checked:
     if artifact.kind != "model":
         fix = "name the stage that trained a model, such as runs/quickstart/base"
         raise UserError(f"a {artifact.kind} cannot be served", where=str(place), fix=fix)
-    artifact.verify(full=True)
-    return Checked(artifact.path, artifact.digest, artifact.manifest, _signer(artifact, public_key))
+    return _verified(artifact, public_key)
+
+
+def check_adapter(path: str | Path, *, public_key: str | None = None) -> Path:
+    """The directory of an adapter, in PEFT's layout, checked: one of its own, or `adapter` of a tuned model's artefact.
+
+    Raises UserError if there is none, and ArtifactError for a damaged one and where a signature is missing.
+    """
+    place = Path(path).expanduser()
+    if (place / ADAPTER).is_file() and not (place / MANIFEST).is_file():
+        _refuse_unsigned(place, public_key)
+        return place.resolve()
+    folder = _verified(open_artifact(place), public_key).folder / "adapter"
+    if not (folder / ADAPTER).is_file():
+        fix = "name a stage that tuned with `adapter: lora`, or a directory with adapter_config.json"
+        raise UserError("no adapter here", where=str(place), fix=fix)
+    return folder
+
+
+def _verified(artifact: Artifact, public_key: str | None) -> Checked:
+    if public_key is None:
+        artifact.verify(full=True)
+        return Checked(artifact.path, artifact.digest, artifact.manifest)
+    from groundup import signing
+
+    signed = signing.require_signed(artifact, Path(public_key))
+    return Checked(artifact.path, artifact.digest, artifact.manifest, signed.key_id)
 
 
 def _foreign(folder: Path, public_key: str | None) -> Checked:
     if not (folder / "config.json").is_file():
         fix = "give runs/RECIPE/STAGE of a stage that trains, or a Hugging Face model directory"
         raise UserError("no model here: there is no config.json", where=str(folder), fix=fix)
-    if public_key is not None:
-        fix = "import it (groundup import), look it over, and sign the artefact: groundup sign"
-        raise ArtifactError("a directory without a manifest cannot be signed", where=str(folder), fix=fix)
+    _refuse_unsigned(folder, public_key)
     names = sorted({file for pattern in READ for file in folder.glob(pattern) if file.is_file()})
     digests = {file.relative_to(folder).as_posix(): digest_file(file) for file in names}
     return Checked(folder.resolve(), digest_data({"kind": "model", "files": digests}), {})
 
 
-def _signer(artifact: Artifact, public_key: str | None) -> str | None:
-    if public_key is None:
-        return None
-    from groundup import signing
-
-    return signing.require(artifact, Path(public_key))
+def _refuse_unsigned(folder: Path, public_key: str | None) -> None:
+    if public_key is not None:
+        fix = "import it (groundup import), look it over, and sign the artefact: groundup sign"
+        raise ArtifactError("a directory without a manifest cannot be signed", where=str(folder), fix=fix)
 
 
 def facts_of(checked: Checked) -> Facts:

@@ -20,10 +20,10 @@ from groundup.serving.auth import Auth
 from groundup.serving.connections import ConnectionSettings
 from groundup.serving.cookies import SessionSettings
 from groundup.serving.edge import Edge, EdgeSettings
-from groundup.serving.keys import KeyRing
+from groundup.serving.keys import ANYBODY, KeyRing
 from groundup.serving.limits import Limits, LimitSettings
-from groundup.serving.rates import Accounts
-from groundup.serving.refusals import App
+from groundup.serving.rates import Accounts, Meter
+from groundup.serving.refusals import App, Refused
 from groundup.serving.usage import Usage
 
 
@@ -68,6 +68,16 @@ class Guards:
         limited = Limits(app, self.accounts, settings.limits)
         known = Auth(limited, self.ring, sessions=settings.sessions, origins=settings.edge.origins)
         return Audit(Edge(known, settings.edge, bind=self.bind), self.log, rejected=self._rejected)
+
+    def meter_of(self, key_id: str) -> Meter:
+        """A meter for work that is done for a key after its request, such as a batch job. Close it yourself.
+
+        Raises Refused (403) if the key has been revoked or has expired since.
+        """
+        principal = ANYBODY if self.ring is None else self.ring.principal(key_id)
+        if principal is None:
+            raise Refused(403, "key_ended", f"the key {key_id!r} this was ordered with is no longer good")
+        return Meter(self.accounts.of(principal))
 
     def close(self) -> None:
         """Write the use of keys and the end of the log."""
