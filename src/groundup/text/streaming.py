@@ -8,6 +8,7 @@ there, so that a reader never sees half of one; `flush` gives what is left at th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 BROKEN = "\ufffd"
@@ -43,6 +44,11 @@ class StreamDecoder:
         """Ids since a place where text was whole; the first `_context` of them are decoded and shown."""
         self._context = 0
         self._held = ""
+
+    def prime(self, ids: Sequence[int]) -> None:
+        """Read what stands before the text and was shown already: what a token's text is may depend on it."""
+        self._ids = list(ids)
+        self._context, self._held = len(self._ids), ""
 
     def push(self, token_id: int) -> str:
         """The text that became whole with this id, often one token's, sometimes none."""

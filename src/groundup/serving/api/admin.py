@@ -1,0 +1,88 @@
+"""Routes for administrators: models and adapters loaded and unloaded while the server runs, and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import TypeAdapter, ValidationError
+
+from groundup.errors import nearest
+from groundup.serving.api.calling import Api, Caller
+from groundup.serving.api.errors import ApiError, bad, json_response
+from groundup.serving.api.schemas import AdapterName, AdapterRequest, LoadRequest
+from groundup.serving.api.strict_route import StrictRoute
+from groundup.serving.api.validation import of_details
+from groundup.serving.models import Options
+
+OWNERS = ("public_key", "device")
+"""Options that whoever started the server decides, and nobody else."""
+
+
+def admin_routes(api: Api, drain: Callable[[], Awaitable[None]] | None) -> APIRouter:
+    """The routes; each asks for the scope admin itself too."""
+    router = APIRouter(route_class=StrictRoute, tags=["administration"])
+
+    @router.post("/v1/admin/models")
+    async def load_model(request: Request, body: LoadRequest) -> Response:
+        """Verify a model, load it and serve it under a name."""
+        Caller.of(request.scope).require_admin()
+        options = _options(api.registry.options, body.options)
+        return json_response((await api.registry.load(body.name, body.path, options)).as_data())
+
+    @router.delete("/v1/admin/models/{name:path}")
+    async def unload_model(request: Request, name: str) -> Response:
+        """Let a model go, and its adapters, or an adapter alone. What it still had to do is cancelled."""
+        Caller.of(request.scope).require_admin()
+        await api.registry.unload(name)
+        return json_response({"id": name, "object": "model", "deleted": True})
+
+    @router.get("/v1/admin/stats")
+    async def stats(request: Request) -> Response:
+        """What the engine says of itself, by model."""
+        Caller.of(request.scope).require_admin()
+        pong = await api.client.ping()
+        return json_response({"steps": pong.steps, "models": dict(pong.stats)})
+
+    @router.post("/v1/admin/drain", status_code=202)
+    async def end(request: Request) -> Response:
+        """Take no new work, finish what runs, and end the server."""
+        Caller.of(request.scope).require_admin()
+        if drain is None:
+            raise ApiError(404, "not_offered", "this server cannot be ended over HTTP")
+        await drain()
+        return json_response({"status": "draining"}, 202)
+
+    @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    async def load_adapter(request: Request, body: AdapterRequest) -> Response:
+        """Load an adapter and serve it under a name of its own; in vLLM's words."""
+        Caller.of(request.scope).require_admin()
+        await api.registry.load_adapter(body.lora_name, body.lora_path, body.model)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload_adapter(request: Request, body: AdapterName) -> Response:
+        """Let an adapter go; in vLLM's words."""
+        Caller.of(request.scope).require_admin()
+        if api.registry.get(body.lora_name).adapter is None:
+            raise bad(f"{body.lora_name!r} is a model and no adapter", "lora_name")
+        await api.registry.unload(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    return router
+
+
+def _options(given: Options, changes: Mapping[str, Any]) -> Options:
+    """The server's options with those of one model. Raises ApiError for what is none of them."""
+    known = [name for name in given.as_data() if name not in OWNERS]
+    for name in changes:
+        if name not in known:
+            raise bad(f"there is no option {name[:64]!r}", "options", fix=nearest(name, known))
+    try:
+        TypeAdapter(Options).validate_python({**given.as_data(), **changes})
+    except ValidationError as error:
+        raise of_details(None, error.errors(include_url=False)) from error
+    return replace(given, **changes)

@@ -1,0 +1,44 @@
+"""Rows of labelled tasks, put to the engine together; the same way for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from groundup.serving import wire
+from groundup.serving.api.calling import Api, Caller
+from groundup.serving.api.errors import STATUS, ApiError, bad
+from groundup.serving.api.metering import Metered
+from groundup.serving.api.registry import Served
+
+
+async def answered(
+    api: Api, caller: Caller, served: Served, rows: Sequence[Mapping[str, Any]], timeout: float | None
+) -> tuple[list[Mapping[str, Any]], Metered]:
+    """The answers to rows, in order, and what they were billed at. All of them, or none.
+
+    Raises ApiError for too many rows and, naming the row, for one that fails; and EngineFault.
+    """
+    if not 1 <= len(rows) <= api.settings.max_rows:
+        fix = f"send 1 to {api.settings.max_rows} at once; more as a batch job"
+        raise bad(f"{len(rows)} rows in one request", "input", fix=fix)
+    with Metered(caller, _estimate(rows)) as meter:
+        meter.prompt_tokens = 0  # what is not computed is not billed
+        asked = wire.Answer(served.model, rows, key=caller.key, deadline_s=caller.deadline_s(api, timeout))
+        found = await api.client.answer(asked)
+        meter.prompt_tokens = sum(found.tokens)
+        for place, one in enumerate(found.answers):
+            if "error" in one:
+                raise _failed(one["error"], place)
+    return list(found.answers), meter
+
+
+def _estimate(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens that rows may come to, before they are cut into any: a generous guess, settled afterwards."""
+    return sum(1 + len(str(value)) // 2 for row in rows for value in row.values())
+
+
+def _failed(error: Mapping[str, Any], place: int) -> ApiError:
+    code: Any = error.get("code")
+    status = STATUS.get(code, 500)
+    return ApiError(status, code, str(error["message"]), param=f"input[{place}]", fix=str(error.get("fix") or ""))
