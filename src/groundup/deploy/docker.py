@@ -19,6 +19,7 @@ from groundup.deploy.service import KEYS, MODELS, STATE, USER, Service
 from groundup.deploy.written import Files, yaml_text
 
 PYTHON = "3.12"
+VLLM = "v0.12.0"
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 """Where PyTorch keeps its builds without CUDA, which are a tenth of the size."""
 
@@ -41,6 +42,8 @@ def dockerfile(service: Service) -> str:
     """The recipe of the image."""
     command = json.dumps(service.arguments())
     environment = " ".join(f"{name}={value}" for name, value in service.environment().items())
+    if service.engine == "vllm":
+        return _on_vllm(service, command, environment)
     return f"""# Written by `groundup deploy`. Two steps, so that pip and its leftovers stay behind.
 FROM python:{PYTHON}-slim AS build
 COPY wheels/ /wheels/
@@ -60,6 +63,25 @@ EXPOSE {service.port}
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --start-interval=2s --retries=3 \\
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:{service.port}/readyz', timeout=4)"]
+ENTRYPOINT ["groundup"]
+CMD {command}
+"""
+
+
+def _on_vllm(service: Service, command: str, environment: str) -> str:
+    """vLLM's own image, which has its CUDA, with groundup in front."""
+    return f"""# Written by `groundup deploy`.
+FROM vllm/vllm-openai:{VLLM}
+COPY wheels/ /wheels/
+RUN pip install --no-cache-dir --find-links /wheels 'groundup[serve,telemetry]=={__version__}' \\
+ && useradd --uid {USER} --no-create-home --shell /usr/sbin/nologin groundup \\
+ && install -d -o {USER} -g {USER} {STATE} {KEYS.rpartition("/")[0]}
+COPY models/ {MODELS}/
+ENV PYTHONUNBUFFERED=1 {environment}
+USER {USER}:{USER}
+WORKDIR {STATE}
+EXPOSE {service.port}
+STOPSIGNAL SIGTERM
 ENTRYPOINT ["groundup"]
 CMD {command}
 """

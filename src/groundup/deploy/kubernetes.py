@@ -147,6 +147,8 @@ def _pod(service: Service, cluster: Cluster) -> Manifest:
         {"name": "state", "emptyDir": {"sizeLimit": "2Gi"}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
     ]
+    if service.engine == "vllm":  # its processes pass tensors through shared memory
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}})
     if cluster.claim:
         volumes.append({"name": "models", "persistentVolumeClaim": {"claimName": cluster.claim, "readOnly": True}})
     return {
@@ -176,11 +178,14 @@ def _pod(service: Service, cluster: Cluster) -> Manifest:
 
 def _container(service: Service, cluster: Cluster) -> Manifest:
     need = {"cpu": str(service.cpus), "memory": f"{service.memory_bytes >> 20}Mi"}
+    need |= {"nvidia.com/gpu": str(service.gpus)} if service.engine == "vllm" else {}
     mounts: list[Manifest] = [
         {"name": "keys", "mountPath": KEYS.rpartition("/")[0], "readOnly": True},
         {"name": "state", "mountPath": STATE},
         {"name": "tmp", "mountPath": "/tmp"},
     ]
+    if service.engine == "vllm":
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     if cluster.claim:
         mounts.append({"name": "models", "mountPath": MODELS, "readOnly": True})
     return {

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from groundup.deploy import vllm
 from groundup.errors import UserError
-from groundup.serving import models
+from groundup.serving import fit, models
+from groundup.serving.models import Options
 
 MODELS = "/models"
 """Where a container finds its models, each in a folder of its name."""
@@ -20,10 +22,10 @@ STATE = "/state"
 """What a container may write beside /tmp: spent quotas, batch jobs."""
 USER = 10001
 """Neither root nor anyone on the host."""
-PROCESSES = 1 << 30
-"""Bytes that Python and torch take in both processes together before a model is loaded."""
-WORKSPACE = 0.25
-"""Of the weights: what activations and the copy made while loading take besides."""
+FRONT = 400 << 20
+"""Bytes of the front process: HTTP, tokenizers, bodies of requests."""
+VLLM = 8 << 30
+"""Bytes of host memory that vLLM's processes take beside weights."""
 STEP = 256 << 20
 """Memory is asked for in steps of so many bytes."""
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?")
@@ -46,30 +48,37 @@ class Service:
     """How long running requests may go on after SIGTERM."""
     prefix: str = "groundup"
     """What the names of metrics begin with."""
+    engine: str = "groundup"
+    """`groundup`, or `vllm` for a language model on GPUs."""
+    gpus: int = 1
+    """Of one replica, with vLLM."""
     flags: tuple[str, ...] = ()
     """Further flags of `groundup serve`, as given."""
 
     @property
     def memory_bytes(self) -> int:
-        """What one replica needs: weights, caches, workspace and the processes themselves."""
-        weights = sum(facts.weight_bytes for facts in self.models.values())
-        caches = sum(self.cache_bytes for facts in self.models.values() if facts.token_bytes)
-        need = PROCESSES + weights * (1 + WORKSPACE) + caches
-        return math.ceil(need / STEP) * STEP
+        """What one replica needs, as `groundup serve` reckons before it starts: so much that it will not refuse."""
+        if self.engine == "vllm":  # weights pass through the host's memory on their way to the GPUs
+            return math.ceil((sum(facts.weight_bytes for facts in self.models.values()) + VLLM) / STEP) * STEP
+        options = Options(cache_bytes=self.cache_bytes)
+        engine = fit.PROCESS + sum(fit.need(facts, options, room=0).total for facts in self.models.values())
+        return math.ceil((engine / (1 - fit.SPARE) + FRONT) / STEP) * STEP
 
     @property
     def cpus(self) -> int:
         """Whole processors of one replica: the engine's threads, and one for HTTP and tokenizing."""
         return self.threads + 1
 
-    def arguments(self) -> list[str]:
-        """The arguments of the container's `groundup`."""
-        served = [f"--model={name}={MODELS}/{name}" for name in self.models]
+    def arguments(self, *, in_place: bool = False) -> list[str]:
+        """The arguments of `groundup`, the models in a container's folder or, `in_place`, where they are now."""
+        places = {name: facts.folder if in_place else f"{MODELS}/{name}" for name, facts in self.models.items()}
+        served = [f"--model={name}={place}" for name, place in places.items()]
         caches = [f"--cache={self.cache_bytes >> 20}Mi"] if any(f.token_bytes for f in self.models.values()) else []
+        engine = [f"--grace={self.grace_s}s"]
+        engine += ["--engine=vllm"] if self.engine == "vllm" else [f"--threads={self.threads}", *caches]
         renamed = [f"--metrics-prefix={self.prefix}"] if self.prefix != "groundup" else []
         address = ["--host=0.0.0.0", f"--port={self.port}"]
-        engine = [f"--threads={self.threads}", f"--grace={self.grace_s}s"]
-        return ["serve", *served, *address, *engine, *caches, *renamed, *self.flags]
+        return ["serve", *served, *address, *engine, *renamed, *self.flags]
 
     def environment(self) -> dict[str, str]:
         """The container's environment variables. Nothing in it is secret."""
@@ -102,4 +111,15 @@ def describe(paths: Sequence[str], *, name: str = "", public_key: str | None = N
             where="--name",
             fix="use up to 53 lower-case letters, digits and hyphens, a letter or digit at both ends",
         )
-    return Service(name=name, models=found, **settings)
+    service = Service(name=name, models=found, **settings)
+    if service.engine == "vllm":
+        _require_vllm(service)
+    return service
+
+
+def _require_vllm(service: Service) -> None:
+    if len(service.models) != 1:
+        fix = "deploy one service for each: vLLM serves one model, with its adapters"
+        raise UserError(f"vLLM is given {len(service.models)} models", where="--engine vllm", fix=fix)
+    for label, facts in service.models.items():
+        vllm.require_served(facts, label)

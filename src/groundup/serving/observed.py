@@ -11,19 +11,12 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from groundup.serving import logs
+from groundup.serving.refusals import App, Message, Receive, Scope, Send
 from groundup.serving.telemetry import OTHER, Telemetry
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET = frozenset({"/livez", "/readyz", "/metrics"})
 """Paths that are asked every few seconds: counted, but logged only when they fail."""
@@ -49,6 +42,8 @@ class Observed:
         given = headers.get("x-request-id", "")
         request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
         scope["groundup.request_id"] = request_id
+        others = [pair for pair in scope["headers"] if pair[0].lower() != b"x-request-id"]
+        scope["headers"] = [*others, (b"x-request-id", request_id.encode("ascii"))]  # inner layers go by the same id
         token = logs.request_id.set(request_id)
         try:
             await self._observe(scope, receive, send, headers, request_id)

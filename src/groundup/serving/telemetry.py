@@ -232,11 +232,20 @@ class Telemetry:
         queue_s: float | None = None,
         prefill_s: float | None = None,
         decode_s: float | None = None,
+        prompt_tokens: int | None = None,
+        generated_tokens: int | None = None,
     ) -> None:
-        """A request ended: stop, length, cancelled, deadline or error. Times are the engine's. Twice is once."""
+        """A request ended: stop, length, cancelled, deadline or error. Times are the engine's. Twice is once.
+
+        The numbers of tokens are given where only the end tells them (an engine that is not ours).
+        """
         live = self._live.pop(request_id, None)
         if live is None:
             return
+        live.prompt_tokens = live.prompt_tokens if prompt_tokens is None else prompt_tokens
+        if generated_tokens is not None:
+            self._metric("generation_tokens", live.model).inc(max(0, generated_tokens - live.tokens))
+            live.tokens = generated_tokens
         model, key, ended = live.model, live.key, self.clock()
         self._metric("request_success", model, REASONS.get(reason, reason)).inc()
         self._metric("prompt_tokens", model).inc(live.prompt_tokens)
