@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from groundup import key_commands, trust_commands
+from groundup import deploy_commands, key_commands, trust_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(key_commands.app, name="keys")
+app.command()(deploy_commands.deploy)
 app.command()(trust_commands.verify)
 app.command()(trust_commands.sign)
 

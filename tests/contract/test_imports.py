@@ -63,8 +63,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving": BASE | {"runtimes", "text"},
     "monitoring": BASE | {"evaluation.metrics"},
     "stages": BASE | GROUND | NOUNS,
+    "deploy": BASE | {"serving", "yaml"},
     # Stages are missing on purpose: plan finds them by name, through the catalog.
-    **{name: BASE | GROUND | NOUNS | (FRONT - {"cli"}) for name in FRONT},
+    **{name: BASE | GROUND | NOUNS | {"deploy"} | (FRONT - {"cli"}) for name in FRONT},
     "yaml": BASE,
     "search": BASE,
     "recipe": BASE | {"search", "yaml"},
