@@ -1,9 +1,9 @@
-"""Models that answer rows at once, without a cache: labelled tasks, vectors of texts, scores of given tokens.
+"""Models that answer rows at once, without a cache: labelled tasks, and vectors of texts.
 
 Each encodes one row by itself, so that a bad row fails alone and before anything is computed, and computes many
 encoded rows together. They run in the engine process.
 
-Axes: E texts of a batch, N tokens of a flat batch, D width, V vocabulary.
+Axes: E texts of a batch, D width.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from groundup.runtimes.torch import TorchRuntime
 from groundup.text.framing import Frame
 from groundup.text.tokenizers import Tokenizer
 
-SCORED_AT_ONCE = 256
-"""Positions whose scores over the vocabulary are held in memory at the same time."""
 POOLINGS = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_mean_tokens": "mean",
@@ -188,42 +186,6 @@ def _pooled(outputs: Any, mode: str) -> Tensor:
         return scaled_ED
     pooled_ED: Tensor = outputs.examples(mode)
     return pooled_ED
-
-
-class Scorer:
-    """Log-probabilities of given tokens under a causal model. A row is (ids, first position that is scored)."""
-
-    def __init__(self, runtime: TorchRuntime) -> None:
-        self.runtime = runtime
-
-    def encode(self, row: Any) -> Encoded:
-        """Raises UserError for ids outside the vocabulary, a text that is too long, and nothing to score."""
-        ids, first = row
-        if not 1 <= first < len(ids):
-            fix = "give at least two tokens, and a position from 1 to the last"
-            raise UserError(f"nothing to score: {len(ids)} tokens from position {first} on", fix=fix)
-        if len(ids) > self.runtime.max_tokens:
-            what = f"the text is {len(ids)} tokens long and the model reads {self.runtime.max_tokens}"
-            raise UserError(what, fix=f"shorten it by {len(ids) - self.runtime.max_tokens} tokens")
-        if not all(0 <= token < self.runtime.vocab_size for token in ids):
-            raise UserError("a token is not of the vocabulary", fix=f"ids go from 0 to {self.runtime.vocab_size - 1}")
-        return Encoded((list(ids), first), len(ids))
-
-    @torch.inference_mode()
-    def answer(self, rows: Sequence[Encoded]) -> list[Any]:
-        """For each text the log-probabilities (nats) of its tokens from the first scored one on."""
-        return [self._scores(*row.content) for row in rows]
-
-    def _scores(self, ids: list[int], first: int) -> list[float]:
-        outputs = self.runtime.forward({"input_ids": torch.tensor([ids])})
-        hidden_ND = outputs.hidden[0, first - 1 : -1]
-        target_N = torch.tensor(ids[first:], device=hidden_ND.device)
-        found: list[float] = []
-        for start in range(0, len(target_N), SCORED_AT_ONCE):
-            part = slice(start, start + SCORED_AT_ONCE)
-            logits_NV = outputs.head(hidden_ND[part]).float()
-            found += (logits_NV.log_softmax(-1).gather(1, target_N[part, None])[:, 0]).tolist()
-        return found
 
 
 def packed(vector_D: Tensor) -> str:

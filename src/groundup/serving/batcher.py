@@ -50,8 +50,6 @@ class Job:
     """One request: what came of each row so far."""
 
     id: int
-    finish: Callable[[Job], Frame]
-    """What is sent when all rows are there."""
     due: float
     """The clock's time by which it must be done; infinite for none."""
     answers: list[Any]
@@ -59,6 +57,10 @@ class Job:
     missing: int
     is_over: bool = False
     """Cancelled or failed: its rows are not worth computing."""
+
+    def answered(self) -> Frame:
+        """What is sent when all rows are there."""
+        return wire.Answered(self.id, self.answers, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -96,28 +98,32 @@ class Batcher:
 
     # ------------------------------------------------------------------------------ requests come and go
 
-    def answer(self, request: wire.Answer) -> list[Frame]:
-        """Take a request for answers to rows. What is sent back at once: all of it, if no row could be read.
-
-        Raises Full.
-        """
-
-        def finish(job: Job) -> Frame:
-            return wire.Answered(job.id, job.answers, job.tokens)
-
-        return self._take(request.id, request.rows, request.key, request.deadline_s, finish)
-
-    def score(self, request: wire.Score) -> list[Frame]:
-        """Take a request for the log-probabilities of tokens. Raises Full."""
-
-        def finish(job: Job) -> Frame:
-            answer = job.answers[0]
-            if isinstance(answer, Mapping):
-                return wire.Failed(job.id, **answer["error"])
-            return wire.Scored(job.id, answer)
-
-        row = (request.ids, request.from_position)
-        return self._take(request.id, [row], request.key, request.deadline_s, finish)
+    def take(self, request: wire.Answer) -> list[Frame]:
+        """Take a request. What is sent back at once: the answers, if none of its rows could be read. Raises Full."""
+        self._require_room(len(request.rows))
+        now = self.clock()
+        due = math.inf if request.deadline_s is None else now + request.deadline_s
+        size = len(request.rows)
+        job = Job(request.id, due, [None] * size, [0] * size, size)
+        readable: list[Waiting] = []
+        for place, row in enumerate(request.rows):
+            try:
+                encoded = self.answerer.encode(row)
+            except Exception as error:
+                self._put(job, place, _failed(error))
+            else:
+                job.tokens[place] = encoded.tokens
+                readable.append(Waiting(job, place, encoded, now))
+        tokens = sum(one.row.tokens for one in readable)
+        if self.waiting_tokens and self.waiting_tokens + tokens > self.limits.max_waiting_tokens:
+            raise self._full(f"{self.waiting_tokens} tokens are waiting already, and this request has {tokens}")
+        if not job.missing:
+            return [job.answered()]
+        self._jobs[job.id] = job
+        self._queues.setdefault(request.key, deque()).extend(readable)
+        self.waiting_rows += len(readable)
+        self.waiting_tokens += tokens
+        return []
 
     def cancel(self, number: int) -> None:
         """Give up a request; it is no mistake if there is none of that number."""
@@ -135,33 +141,6 @@ class Batcher:
         self._queues.clear()
         self.waiting_rows = self.waiting_tokens = 0
         return gone
-
-    def _take(
-        self, number: int, rows: Sequence[Any], key: str, deadline_s: float | None, finish: Callable[[Job], Frame]
-    ) -> list[Frame]:
-        self._require_room(len(rows))
-        now = self.clock()
-        due = math.inf if deadline_s is None else now + deadline_s
-        job = Job(number, finish, due, [None] * len(rows), [0] * len(rows), len(rows))
-        readable: list[Waiting] = []
-        for place, row in enumerate(rows):
-            try:
-                encoded = self.answerer.encode(row)
-            except Exception as error:
-                self._put(job, place, _failed(error))
-            else:
-                job.tokens[place] = encoded.tokens
-                readable.append(Waiting(job, place, encoded, now))
-        tokens = sum(one.row.tokens for one in readable)
-        if self.waiting_tokens and self.waiting_tokens + tokens > self.limits.max_waiting_tokens:
-            raise self._full(f"{self.waiting_tokens} tokens are waiting already, and this request has {tokens}")
-        if not job.missing:
-            return [finish(job)]
-        self._jobs[number] = job
-        self._queues.setdefault(key, deque()).extend(readable)
-        self.waiting_rows += len(readable)
-        self.waiting_tokens += tokens
-        return []
 
     def _require_room(self, rows: int) -> None:
         if self.waiting_rows and self.waiting_rows + rows > self.limits.max_waiting_rows:
@@ -207,7 +186,7 @@ class Batcher:
         whole = {one.job.id: one.job for one in batch if not one.job.missing and not one.job.is_over}
         for number in whole:
             self._jobs.pop(number, None)
-        return [*frames, *(job.finish(job) for job in whole.values())]
+        return [*frames, *(job.answered() for job in whole.values())]
 
     def stats(self) -> dict[str, float]:
         """The figures of `wire.Pong`."""

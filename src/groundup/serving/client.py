@@ -138,11 +138,12 @@ class EngineClient:
 
     async def detach(self, why: str) -> None:
         """Leave the engine: whatever was in flight raises EngineGone with `why`. Done twice, it does nothing."""
-        if self._reading is not None and self._reading is not asyncio.current_task():
+        self._lost(why)
+        if self._reading is not None:
             self._reading.cancel()
             with suppress(asyncio.CancelledError):
                 await self._reading
-        self._lost(why)
+            self._reading = None
 
     async def gone(self) -> None:
         """Wait until the connection has ended."""

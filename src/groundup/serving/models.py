@@ -80,6 +80,8 @@ class Options:
     """Tokens that are computed in one step at most: what a long prompt may hold up the others."""
     shares_prefixes: bool = True
     """Whether beginnings that were computed before are reused."""
+    shares_across_keys: bool = True
+    """Whether also those that another key's requests computed: how fast an answer comes then tells what others ask."""
     max_batch_tokens: int = 8192
     """Tokens of a batch of rows at most, for models that answer or embed."""
     max_batch_rows: int = 64

@@ -27,6 +27,7 @@ from groundup.serving.fit import usable_cores
 
 log = logging.getLogger(__name__)
 
+Cause = Literal["crash", "hang"]
 State = Literal["new", "starting", "up", "restarting", "draining", "stopped"]
 BUFFER = 1 << 20
 """Bytes between the processes: what the engine may be ahead of a front that is busy."""
@@ -58,7 +59,7 @@ class Supervisor:
     """One engine process behind one client. All methods run in the client's event loop."""
 
     def __init__(
-        self, client: EngineClient, watch: Watch | None = None, *, restarted: Callable[[str], None] | None = None
+        self, client: EngineClient, watch: Watch | None = None, *, restarted: Callable[[Cause, str], None] | None = None
     ) -> None:
         """`restarted` is told why, each time the engine has to be started again."""
         self.client, self.watch = client, watch or Watch()
@@ -75,10 +76,14 @@ class Supervisor:
         return self.watch.threads or max(1, usable_cores() - 1)
 
     async def start(self) -> None:
-        """Start the engine process and the watch over it. Raises EngineGone if it does not come up."""
+        """Start the engine process and the watch over it; what the client had loaded before is loaded again.
+
+        Raises EngineGone if it does not come up.
+        """
         self.state = "starting"
         try:
             await self._spawn()
+            await self._restore()
         except EngineGone:
             self.state = "stopped"
             raise
@@ -127,12 +132,12 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         while True:
             born = loop.time()
-            why = await self._ending()
+            cause, why = await self._ending()
             self.state = "restarting"
             self.restarts += 1
             log.error("%s; starting it again in %.1f s", why, delay)
             if self._restarted is not None:
-                self._restarted(why)
+                self._restarted(cause, why)
             if loop.time() - born > self.watch.settled_s:
                 delay = self.watch.first_delay_s
             self.client.retry_after_s = delay + 5.0
@@ -140,12 +145,16 @@ class Supervisor:
             delay = min(2 * delay, self.watch.longest_delay_s)
             with suppress(EngineGone):
                 await self._spawn()
-                for fault in await self.client.restore():
-                    log.error("a model could not be loaded again: %s", fault)
+                await self._restore()
                 self.state = "up"
 
-    async def _ending(self) -> str:
-        """Wait until the engine has ended, or ends it because it hangs; what happened, in words."""
+    async def _restore(self) -> None:
+        """Load what the engine before had. Raises EngineGone."""
+        for fault in await self.client.restore():
+            log.error("a model could not be loaded again: %s", fault)
+
+    async def _ending(self) -> tuple[Cause, str]:
+        """Wait until the engine has ended, or end it because it hangs; what happened, also in words."""
         gone = asyncio.create_task(self.client.gone())
         try:
             while not gone.done():
@@ -153,14 +162,14 @@ class Supervisor:
                     async with asyncio.timeout(self.watch.silent_s):
                         await self.client.ping()
                 except TimeoutError:
-                    return await self._end_hung()
+                    return "hang", await self._end_hung()
                 except EngineGone:
                     break
                 await asyncio.wait([gone], timeout=self.watch.ping_every_s)
         finally:
             gone.cancel()
         await self._reap(patience_s=2.0)
-        return f"the engine process {_ended(self.process)}"
+        return "crash", f"the engine process {_ended(self.process)}"
 
     async def _end_hung(self) -> str:
         assert self.process is not None
