@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from groundup import deploy_commands, key_commands, trust_commands
+from groundup import deploy_commands, key_commands, serve_commands, trust_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(key_commands.app, name="keys")
 app.command()(deploy_commands.deploy)
+app.command()(serve_commands.serve)
+app.command()(serve_commands.predict)
 app.command()(trust_commands.verify)
 app.command()(trust_commands.sign)
 
@@ -42,15 +44,9 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _reporter(as_json: bool, quiet: bool) -> Reporter:
-    from groundup.progress import JsonReporter, Reporter
+    from groundup.console import reporter_for
 
-    if quiet:
-        return Reporter()
-    if as_json:
-        return JsonReporter()
-    from groundup.console import ConsoleReporter
-
-    return ConsoleReporter(_console())
+    return reporter_for(as_json, quiet)
 
 
 def _print_json(data: Any) -> None:

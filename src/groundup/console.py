@@ -15,13 +15,20 @@ from groundup import units
 from groundup.errors import GroundupError
 from groundup.forecast import Forecast
 from groundup.plan import Plan, Step
-from groundup.progress import Reporter
+from groundup.progress import JsonReporter, Reporter
 
 if TYPE_CHECKING:
     from groundup.size import Proposal
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "cyan", "unfinished": "magenta"}
 LOG_EVERY_S = 15.0
+
+
+def reporter_for(as_json: bool, quiet: bool) -> Reporter:
+    """What a command with `--json` and `--quiet` reports to."""
+    if quiet:
+        return Reporter()
+    return JsonReporter() if as_json else ConsoleReporter(Console(highlight=False))
 
 
 class ConsoleReporter(Reporter):

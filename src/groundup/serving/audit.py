@@ -148,7 +148,7 @@ class Audit:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        request_id = scope["groundup.request_id"] = request_id_of(scope)
+        request_id = scope.setdefault("groundup.request_id", request_id_of(scope))
         noted: dict[str, Any] = scope.setdefault("groundup.audit", {})
         seen = _Seen(scope, request_id.encode(), send)
         taken = seen.reading(receive, self.log.settings.max_prompt) if self._takes_prompts() else receive

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from groundup.errors import nearest
 from groundup.serving.api.calling import Api, Caller
-from groundup.serving.api.errors import ApiError, bad, json_response
+from groundup.serving.api.errors import ApiError, bad
+from groundup.serving.api.responses import json_response
 from groundup.serving.api.schemas import AdapterName, AdapterRequest, LoadRequest
 from groundup.serving.api.strict_route import StrictRoute
 from groundup.serving.api.validation import of_details

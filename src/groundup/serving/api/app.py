@@ -24,8 +24,9 @@ from groundup.serving.api.admin import admin_routes
 from groundup.serving.api.batches import Batches, Routes
 from groundup.serving.api.calling import Api, Caller
 from groundup.serving.api.envelope import Envelope
-from groundup.serving.api.errors import ApiError, bad, json_response
+from groundup.serving.api.errors import ApiError, bad
 from groundup.serving.api.files import Files
+from groundup.serving.api.responses import error_response, json_response
 from groundup.serving.api.schemas import (
     BatchRequest,
     ChatRequest,
@@ -320,11 +321,11 @@ def _answer_errors(app: FastAPI, telemetry: Telemetry | None) -> None:
         rejected = {"queue_full": "queue_full", "shutting_down": "draining"}
         if telemetry is not None and told.code in rejected:
             telemetry.rejected(rejected[told.code])
-        return errors.response(told)
+        return error_response(told)
 
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return errors.response(_unrouted(app, request, error))
+        return error_response(_unrouted(app, request, error))
 
     app.add_exception_handler(GroundupError, refused)
     app.add_exception_handler(HTTPException, unrouted)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from groundup.serving.api import errors
 from groundup.serving.api.calling import DIGEST
+from groundup.serving.api.responses import error_response
 
 OPEN = frozenset({"/livez", "/readyz"})
 """What answers without a key, and therefore says nothing else."""
@@ -56,7 +57,7 @@ class Envelope:
         except Exception as error:
             log.exception("a request failed")
             if not has_begun:
-                await errors.response(errors.of(error))(scope, receive, send_marked)
+                await error_response(errors.of(error))(scope, receive, send_marked)
 
 
 async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import Response
-
 from groundup.errors import GroundupError, UserError
 from groundup.serving.refusals import Refused
 from groundup.serving.wire import Code
@@ -81,16 +79,6 @@ def of(error: Exception) -> Refused:
     if isinstance(error, UserError):
         return ApiError(400, "invalid_value", error.what, param=error.where or None, fix=error.fix)
     return ApiError(500, "internal", "an internal error; the server's log tells it by this request's id")
-
-
-def response(error: Refused) -> Response:
-    """The error as an answer."""
-    return json_response(error.as_data(), error.status, error.headers)
-
-
-def json_response(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Plain data as an answer in JSON."""
-    return Response(written(data), status, dict(headers or {}), media_type="application/json")
 
 
 def written(data: Any) -> bytes:

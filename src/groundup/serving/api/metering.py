@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from groundup.serving.api.calling import Caller
-from groundup.serving.api.streams import Ending
+from groundup.serving.api.reading import Ending
 
 
 class Metered:

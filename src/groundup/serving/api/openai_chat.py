@@ -11,11 +11,12 @@ from groundup.serving import grammar
 from groundup.serving.api import logprobs, structured
 from groundup.serving.api.calling import Api, Caller, now
 from groundup.serving.api.errors import bad
+from groundup.serving.api.events import DONE, event, events_of
 from groundup.serving.api.generating import Order, most_tokens, order
 from groundup.serving.api.metering import Metered
+from groundup.serving.api.reading import Ending, Piece, Whole, answer, merged, whole
 from groundup.serving.api.registry import Served, require_chat
 from groundup.serving.api.schemas import ChatRequest, ToolChoice
-from groundup.serving.api.streams import DONE, Ending, Piece, Whole, answer, event, events_of, merged, whole
 from groundup.serving.api.tools import Offered
 from groundup.text.conversations import turns
 from groundup.text.prompt import Rendered

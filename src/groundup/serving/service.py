@@ -1,0 +1,166 @@
+"""A service: which models are served under which names, and how; a `serve` stage writes it, `groundup serve` reads it.
+
+Paths are turned into models here, and nothing is opened: `runs/RECIPE/STAGE`, an artefact, a Hugging Face directory,
+or a service artefact, which names the models it was made of by their digests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from groundup.artifact import MANIFEST, Artifact, open_artifact
+from groundup.config import Section, parse
+from groundup.errors import ArtifactError, Mistakes, Problem, UserError
+from groundup.serving.api.settings import Settings
+from groundup.serving.models import Options
+from groundup.serving.security import SecuritySettings
+from groundup.units import Bytes, Duration, PositiveCount
+
+FILE = "service.json"
+KIND = "service"
+NAME = re.compile(r"[\w.:/@-]{1,128}")
+
+
+class ServiceSettings(Section):
+    """How models are served: where, with how much of the machine, and within which limits."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on. Loopback can be reached from this machine alone."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes any free one."""
+    threads: PositiveCount | None = None
+    """Compute threads of an engine; all cores but one unless given."""
+    replicas: PositiveCount = 1
+    """Engine processes, each with all models: for machines with many cores."""
+    grace: Duration = 30.0
+    """Seconds that running requests may go on for when the server is asked to end."""
+    context: PositiveCount | None = None
+    """The longest text, prompt and answer together; each model's own unless given."""
+    cache: Bytes | None = None
+    """Memory for running and remembered texts, of each model; a share of what is free unless given."""
+    max_sequences: PositiveCount = 64
+    """Texts that are generated at the same time at most."""
+    max_queue: PositiveCount = 256
+    """Requests that may wait; more are refused with 429."""
+    max_queue_tokens: PositiveCount = 262_144
+    """Tokens of all requests that may wait together."""
+    metrics_prefix: str = "groundup"
+    """What the names of metrics begin with; `vllm` for boards that know only vLLM's names."""
+    limits: Settings = Settings()
+    """What one request may ask of a model."""
+    security: SecuritySettings = SecuritySettings()
+    """Hosts, sessions, rates, the audit log."""
+
+    def options(self, *, public_key: Path | None = None) -> Options:
+        """How each model is opened."""
+        return Options(
+            context=self.context,
+            cache_bytes=self.cache,
+            max_sequences=self.max_sequences,
+            max_waiting=self.max_queue,
+            max_waiting_tokens=self.max_queue_tokens,
+            public_key=str(public_key.absolute()) if public_key is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that is served under a name of its own; of the only generating model unless one is named."""
+
+    path: str
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """What to serve: paths by name."""
+
+    models: Mapping[str, str]
+    adapters: Mapping[str, Adapter]
+    settings: ServiceSettings
+
+
+def service(
+    paths: Sequence[str], *, models: Sequence[str] = (), adapters: Sequence[str] = (), changes: Mapping[str, Any] = {}
+) -> Service:
+    """The service of what a command line names.
+
+    paths are models, named after their last part, or service artefacts; `models` are NAME=PATH and `adapters`
+    NAME=PATH or NAME@MODEL=PATH. `changes` are settings that win over those of a service. Raises UserError for a name
+    that is used twice or cannot be one, ArtifactError for a service whose model is gone.
+    """
+    found: dict[str, str] = {}
+    given: dict[str, Any] = {}
+    for path in paths:
+        artifact = _service_at(Path(path))
+        if artifact is None:
+            _add(found, Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name, path)
+            continue
+        described = artifact.json(FILE)
+        given |= described["settings"]
+        for entry in described["models"]:
+            _add(found, entry["name"], str(_model_of(artifact, entry)))
+    for text in models:
+        name, path = _named(text, "--model")
+        _add(found, name, path)
+    if not found:
+        raise UserError("no model is named", fix="groundup serve runs/RECIPE/STAGE, or --model NAME=PATH")
+    loras: dict[str, Adapter] = {}
+    for text in adapters:
+        name, path = _named(text, "--adapter")
+        name, _, model = name.partition("@")
+        if name in found or name in loras:
+            raise UserError(f"two things are named {name!r}", where="--adapter", fix="choose another name")
+        loras[name] = Adapter(path, model or None)
+    return Service(found, loras, settings(given | dict(changes)))
+
+
+def settings(values: Mapping[str, Any]) -> ServiceSettings:
+    """Settings from plain data. Raises Mistakes with everything that is wrong."""
+    parsed, mistakes = parse(ServiceSettings, values)
+    if parsed is None:
+        raise Mistakes([Problem(m.what, ".".join(map(str, m.path)), m.fix) for m in mistakes])
+    return parsed
+
+
+def _service_at(path: Path) -> Artifact | None:
+    """The service artefact at a path, or None for anything else."""
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        return None
+    if not path.exists():
+        fix = "give runs/RECIPE/STAGE, a directory of the store, or a Hugging Face directory"
+        raise UserError(f"there is nothing at {str(path)!r}", fix=fix)
+    if path.suffix.lower() == ".gguf":
+        return None
+    artifact = open_artifact(path)
+    return artifact if artifact.kind == KIND else None
+
+
+def _model_of(artifact: Artifact, entry: Mapping[str, Any]) -> Path:
+    """Where a service's model lies: in the store that the service is in."""
+    path = artifact.path.parents[1] / "model" / str(entry["digest"])
+    if not (path / MANIFEST).is_file():
+        fix = "run the recipe again: it makes the model anew, and the service with it"
+        raise ArtifactError(f"the model {entry['name']!r} of the service is gone", where=str(path), fix=fix)
+    return path
+
+
+def _named(text: str, where: str) -> tuple[str, str]:
+    name, sign, path = text.partition("=")
+    if not sign or not path:
+        raise UserError(f"{text!r} names no path", where=where, fix=f"{where} NAME=PATH")
+    return name, path
+
+
+def _add(found: dict[str, str], name: str, path: str) -> None:
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot be the name of a model", fix=f"--model NAME={path}")
+    if name in found:
+        raise UserError(f"two models are named {name!r}", fix=f"name one of them: --model OTHER={path}")
+    found[name] = path
