@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from groundup.config import Section
 from groundup.errors import UserError
-from groundup.serving.auth import address_of
+from groundup.serving.auth import address_of, is_open
 from groundup.serving.rates import Bucket, Meter
 from groundup.serving.refusals import App, Message, Receive, Scope, Send
 from groundup.units import Bytes, PositiveCount
@@ -161,7 +161,7 @@ class Audit:
         finally:
             if "groundup.refusal" in scope:
                 self.rejected(scope["groundup.refusal"])
-            if self.log is not None:
+            if self.log is not None and not is_open(scope):  # health checks come every second, and say nothing
                 self._write(self.log, scope, seen, noted | {"seconds": round(self._clock() - started, 4)})
 
     def _takes_prompts(self) -> bool:
@@ -173,7 +173,9 @@ class Audit:
                 self._unlogged += 1
                 return
             self._knocks.take(1)
-        entry = described(scope, seen.status, seen.digest) | noted
+        entry = described(scope, seen.status, seen.digest)
+        for name, value in noted.items():
+            entry.setdefault(name, value)  # what is seen here is not for the application to change
         if self._unlogged:
             entry["unlogged_before"], self._unlogged = self._unlogged, 0
         if seen.body is not None:

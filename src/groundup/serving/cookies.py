@@ -8,6 +8,7 @@ out of requests that other sites cause, `HttpOnly` out of scripts, `__Host-` (un
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -35,6 +36,8 @@ class SessionSettings(Section):
     """Mark the cookie `Secure` even where a request came without TLS: a proxy in front ends it."""
     max_body: Bytes = 4096
     """The longest body of a request to sign in."""
+    body_time: Duration = 10.0
+    """Seconds in which that body must come."""
 
 
 @dataclass(slots=True)
@@ -122,16 +125,11 @@ def guards(scope: Scope, settings: SessionSettings) -> list[str]:
 
 async def presented_key(scope: Scope, receive: Receive, settings: SessionSettings) -> tuple[str, bool]:
     """The key in the body of a request to sign in, and whether a form sent it. Raises Refused."""
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Refused(400, "incomplete_body", "the request ended before its body")
-        body += message.get("body", b"")
-        if len(body) > settings.max_body:
-            raise Refused(413, "body_too_large", f"a key takes less than {settings.max_body} bytes")
-        if not message.get("more_body", False):
-            break
+    try:
+        async with asyncio.timeout(settings.body_time):
+            body = await _short_body(receive, settings.max_body)
+    except TimeoutError:
+        raise Refused(408, "body_timeout", "the key came too slowly", headers={"connection": "close"}) from None
     kind = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
     found: object = None
     try:
@@ -145,3 +143,16 @@ async def presented_key(scope: Scope, receive: Receive, settings: SessionSetting
     if not isinstance(found, str):
         raise Refused(400, "no_key", "the body holds no key", fix='send {"key": "gu_…"} as application/json')
     return found.strip(), kind != "application/json"
+
+
+async def _short_body(receive: Receive, most: int) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Refused(400, "incomplete_body", "the request ended before its body")
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise Refused(413, "body_too_large", f"a key takes less than {most} bytes")
+        if not message.get("more_body", False):
+            return body
