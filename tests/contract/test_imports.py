@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": BASE | {"models", "nn"},
     "compression": BASE | {"nn", "training"},
     "runtimes": BASE | {"models", "adapters", "checkpoints", "nn"},
-    "serving": BASE | {"runtimes", "text"},
+    "serving": BASE | {"runtimes", "text", "evaluation.answering"},
     "monitoring": BASE | {"evaluation.metrics"},
     "stages": BASE | GROUND | NOUNS,
     "deploy": BASE | {"serving", "yaml"},
@@ -77,7 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 WITHOUT_TORCH = [
     "groundup", "groundup.cli", "groundup.recipe", "groundup.plan", "groundup.runner", "groundup.catalog",
     "groundup.config", "groundup.artifact", "groundup.forecast", "groundup.data.sources", "groundup.text.normalise",
-    "groundup.text.duplicates", "groundup.stages.prepare", "groundup.stages.tokenize",
+    "groundup.text.duplicates", "groundup.stages.prepare", "groundup.stages.tokenize", "groundup.serving.client",
+    "groundup.serving.fit", "groundup.serving.health", "groundup.serving.supervisor",
 ]  # fmt: skip
 
 

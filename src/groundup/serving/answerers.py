@@ -70,7 +70,7 @@ class TaskAnswerer:
     def encode(self, row: Any) -> Encoded:
         """The rows of an example. Raises DataError for a column that is missing or of another kind."""
         require_plain(row)
-        alone = answering.encode_alone(self.task, answering.example_of(self.task, row, 0) | {"source": ""})
+        alone = answering.encode_alone(self.task, answering.example_of(self.task, row, 0))
         return Encoded(alone, sum(alone.lengths))
 
     @torch.inference_mode()

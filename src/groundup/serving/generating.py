@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import cast
 
 from groundup.errors import GroundupError, UserError, nearest
 from groundup.runtimes.torch import TorchRuntime
@@ -180,5 +181,5 @@ def _frames(events: Sequence[Event]) -> list[Frame]:
             case requests.Scored():
                 ends.append(wire.Scored(event.id, event.logprobs))
             case requests.Failed():
-                ends.append(wire.Failed(event.id, event.code, event.message, event.fix))
+                ends.append(wire.Failed(event.id, cast(wire.Code, event.code), event.message, event.fix))
     return [wire.Tokens(tokens), *ends] if tokens else ends

@@ -31,6 +31,8 @@ Cause = Literal["crash", "hang"]
 State = Literal["new", "starting", "up", "restarting", "draining", "stopped"]
 BUFFER = 1 << 20
 """Bytes between the processes: what the engine may be ahead of a front that is busy."""
+LIKELY_START_S = 5.0
+"""How long a start usually takes, which is what clients are told to wait."""
 DUMP_S = 0.5
 """How long a hung engine has to write down where it stands."""
 
@@ -68,6 +70,7 @@ class Supervisor:
         self.process: subprocess.Popen[bytes] | None = None
         self._restarted = restarted
         self._watching: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[None] | None = None
 
     @property
     def threads(self) -> int:
@@ -83,11 +86,10 @@ class Supervisor:
         self.state = "starting"
         try:
             await self._spawn()
-            await self._restore()
-        except EngineGone:
+        except (EngineGone, OSError):
             self.state = "stopped"
             raise
-        self.state = "up"
+        await self._restore()
         self._watching = asyncio.create_task(self._keep_up(), name="engine watch")
 
     async def drain(self, grace_s: float | None = None) -> bool:
@@ -105,10 +107,11 @@ class Supervisor:
     async def stop(self) -> None:
         """End the engine process now; what is in flight raises EngineGone."""
         self.state = "stopped"
-        if self._watching is not None:
-            self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
+        for task in (self._watching, self._restoring):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         with suppress(EngineGone):
             await self.client.stop()
         await self.client.detach("the server was shut down before this was finished")
@@ -117,13 +120,21 @@ class Supervisor:
     # ------------------------------------------------------------------------------ one life
 
     async def _spawn(self) -> None:
-        """Start a process and join the client to it. Raises EngineGone."""
+        """Start a process and join the client to it. Raises EngineGone, and OSError if there is no starting any."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-        with theirs:
-            self.process = _launch(theirs, self.threads)
-        ready = await self.client.attach(ours, timeout_s=self.watch.start_s)
+        try:
+            with theirs:
+                self.process = _launch(theirs, self.threads)
+        except OSError:
+            ours.close()
+            raise
+        try:
+            ready = await self.client.attach(ours, timeout_s=self.watch.start_s)
+        except EngineGone:
+            await self._reap(patience_s=0.5)
+            raise
         log.info("engine process %d is up with %d compute threads", ready.pid, ready.threads)
 
     async def _keep_up(self) -> None:
@@ -135,23 +146,28 @@ class Supervisor:
             cause, why = await self._ending()
             self.state = "restarting"
             self.restarts += 1
+            if loop.time() - born > self.watch.settled_s:
+                delay = self.watch.first_delay_s
             log.error("%s; starting it again in %.1f s", why, delay)
             if self._restarted is not None:
                 self._restarted(cause, why)
-            if loop.time() - born > self.watch.settled_s:
-                delay = self.watch.first_delay_s
-            self.client.retry_after_s = delay + 5.0
+            self.client.retry_after_s = delay + LIKELY_START_S
             await asyncio.sleep(delay)
             delay = min(2 * delay, self.watch.longest_delay_s)
-            with suppress(EngineGone):
+            try:
                 await self._spawn()
-                await self._restore()
-                self.state = "up"
+            except (EngineGone, OSError) as error:
+                log.error("the engine did not come up: %s", error)
+                continue
+            # Beside the watch, which goes on meanwhile: the engine may die of what it loads.
+            self._restoring = asyncio.create_task(self._restore(), name="models being loaded again")
 
     async def _restore(self) -> None:
-        """Load what the engine before had. Raises EngineGone."""
-        for fault in await self.client.restore():
-            log.error("a model could not be loaded again: %s", fault)
+        """Load what the engine before had."""
+        with suppress(EngineGone):  # the watch sees that too
+            for fault in await self.client.restore():
+                log.error("a model could not be loaded again: %s", fault)
+            self.state = "up"
 
     async def _ending(self) -> tuple[Cause, str]:
         """Wait until the engine has ended, or end it because it hangs; what happened, also in words."""
