@@ -11,19 +11,20 @@ itself. Everything is bounded; a request whose deadline passes before all its ro
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from groundup.errors import GroundupError
-from groundup.serving import wire
+from groundup.serving import faults, wire
 from groundup.serving.answerers import Answerer, Encoded, NotNumbers
 from groundup.serving.wire import Frame
+
+log = logging.getLogger(__name__)
 
 
 class Full(GroundupError):
@@ -262,7 +263,7 @@ def _failed(error: Exception) -> dict[str, Any]:
     if isinstance(error, GroundupError):
         code = "bad_logits" if isinstance(error, NotNumbers) else "bad_request"
         return {"error": {"code": code, "message": error.what, "fix": error.fix}}
-    traceback.print_exception(error, file=sys.stderr)
+    faults.note(log, "a row could not be computed", error)
     return {"error": {"code": "internal", "message": "the row could not be computed", "fix": "see the server's log"}}
 
 

@@ -6,14 +6,13 @@ weights when it breaks in the middle of a step, because then nobody knows what s
 
 from __future__ import annotations
 
-import sys
-import traceback
+import logging
 from collections.abc import Sequence
 from typing import cast
 
 from groundup.errors import GroundupError, UserError, nearest
 from groundup.runtimes.torch import TorchRuntime
-from groundup.serving import models, requests, wire
+from groundup.serving import faults, models, requests, wire
 from groundup.serving.engine import Engine
 from groundup.serving.grammar import Grammars
 from groundup.serving.models import Facts, Options
@@ -22,6 +21,8 @@ from groundup.serving.sampler import Sampling, sampling
 from groundup.serving.scheduler import Limits
 from groundup.serving.wire import Frame
 from groundup.text.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Unknown(GroundupError):
@@ -118,7 +119,7 @@ class Generating:
         try:
             frames = _frames(self.engine.step())
         except Exception as error:
-            traceback.print_exception(error, file=sys.stderr)
+            faults.note(log, f"the engine of {self.name!r} failed in the middle of a step", error)
             adapters = self.engine.adapters
             self.engine = self._new_engine()
             self.engine.adapters |= adapters

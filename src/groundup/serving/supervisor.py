@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.serving import logs
 from groundup.serving.client import EngineClient, EngineGone
 from groundup.serving.fit import usable_cores
 
@@ -53,6 +54,7 @@ class Watch:
     longest_delay_s: float = 30.0
     settled_s: float = 60.0
     """An engine that lived so long is sound: the next restart begins with the first delay again."""
+    log_format: logs.Format = "text"
     grace_s: float = 30.0
     """How long running work may take when the server is asked to stop."""
 
@@ -126,7 +128,7 @@ class Supervisor:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         try:
             with theirs:
-                self.process = _launch(theirs, self.threads)
+                self.process = _launch(theirs, self.threads, self.watch.log_format)
         except OSError:
             ours.close()
             raise
@@ -210,10 +212,11 @@ class Supervisor:
             await asyncio.to_thread(self.process.wait)
 
 
-def _launch(theirs: socket.socket, threads: int) -> subprocess.Popen[bytes]:
+def _launch(theirs: socket.socket, threads: int, log_format: logs.Format) -> subprocess.Popen[bytes]:
     """Start the engine process with its end of the socket pair."""
     # -P: what lies in the current folder is not imported in the place of a library.
-    command = [sys.executable, "-P", "-m", "groundup.serving.worker", "--threads", str(threads)]
+    command = [sys.executable, "-P", "-m", "groundup.serving.worker"]
+    command += ["--threads", str(threads), "--log-format", log_format]
     given = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if sys.platform == "win32":
         process = subprocess.Popen(command, env=given, stdin=subprocess.PIPE)

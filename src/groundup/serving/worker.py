@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import gc
+import logging
 import os
 import queue
 import selectors
@@ -21,14 +22,14 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from groundup.errors import GroundupError, UserError, nearest
-from groundup.serving import wire
+from groundup.serving import faults, logs, wire
 from groundup.serving.batcher import Full
 from groundup.serving.engine import QueueFull
 from groundup.serving.generating import Generating, Unknown
@@ -36,10 +37,13 @@ from groundup.serving.models import Options
 from groundup.serving.opening import Opened, open_model
 from groundup.serving.wire import Failed, Frame
 
-READ = 1 << 20
+log = logging.getLogger(__name__)
+
+READ = 1 << 18
 """Bytes that are taken from the socket at once."""
-READS = 16
+READS = 4
 """How often in a row, before there is a step again: a flood of requests holds up nobody who is being served."""
+OOM_SCORE = Path("/proc/self/oom_score_adj")
 ORPHANED_EVERY_S = 1.0
 """How often it is checked whether the process that started this one is still there."""
 
@@ -152,7 +156,7 @@ class Worker:
         except GroundupError as error:
             return [Failed(number, "bad_request", error.what, error.fix)]
         except Exception as error:
-            traceback.print_exception(error, file=sys.stderr)
+            faults.note(log, f"a {frame.kind} could not be done", error)
             return [Failed(number, "internal", f"{type(error).__name__} in the engine", "see the server's log")]
 
     def _do(self, frame: Frame) -> list[Frame]:
@@ -224,7 +228,7 @@ class Worker:
             return wire.Loaded(frame.id, frame.model, opened.facts.as_data())
         if isinstance(opened, GroundupError):
             return Failed(frame.id, "bad_request", _placed(opened), opened.fix)
-        traceback.print_exception(opened, file=sys.stderr)
+        log.error("the model %r could not be opened", frame.model, exc_info=opened)
         what = f"the model could not be opened ({type(opened).__name__}: {opened})"
         return Failed(frame.id, "internal", what, "see the server's log")
 
@@ -258,14 +262,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, help="number of the inherited socket; on Windows it comes by stdin")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--log-format", choices=["json", "text"], default="text")
     given = parser.parse_args()
     for name in ("SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    logs.configure(form=given.log_format)
     faulthandler.enable()
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     joined = _from_stdin() if given.socket is None else socket.socket(fileno=given.socket)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    _go_first()
     torch.set_num_threads(given.threads)
     serve(joined)
     # A thread that is still opening a model would be waited for.
@@ -276,6 +283,12 @@ def main() -> None:
 def _from_stdin() -> socket.socket:
     assert sys.platform == "win32", "elsewhere the socket is inherited"
     return socket.fromshare(sys.stdin.buffer.read())
+
+
+def _go_first() -> None:
+    """Where memory runs out, Linux is to end this process and not the front, which can start it again."""
+    with suppress(OSError):
+        OOM_SCORE.write_text("500")
 
 
 def _end_with_parent(parent: int) -> None:
