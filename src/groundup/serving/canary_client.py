@@ -90,6 +90,22 @@ class CanaryClient:
         """What is loaded, by name; the candidate has one too, and can be asked by it."""
         return self.inner.models
 
+    @property
+    def is_draining(self) -> bool:
+        return self.inner.is_draining
+
+    @property
+    def is_open(self) -> bool:
+        return self.inner.is_open
+
+    @property
+    def progress(self) -> Mapping[str, float]:
+        return self.inner.progress
+
+    @property
+    def in_flight(self) -> int:
+        return self.inner.in_flight
+
     async def load(self, model: str, path: str, options: Options | None = None) -> Facts:
         return await self.inner.load(model, path, options)
 

@@ -55,12 +55,31 @@ F = TypeVar("F", bound=Frame)
 
 
 class Client(Protocol):
-    """What the API uses: EngineClient over a socket, LocalClient within this process."""
+    """What the API uses: EngineClient over a socket, LocalClient within this process, Replicas of several."""
 
-    stats: Pong | None
-    """What the engine last said of itself."""
-    models: Mapping[str, Facts]
-    """What is loaded, by name."""
+    @property
+    def stats(self) -> Pong | None:
+        """What the engine last said of itself."""
+
+    @property
+    def models(self) -> Mapping[str, Facts]:
+        """What is loaded, by name."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new work is refused."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an engine, with its models, to take work."""
+
+    @property
+    def progress(self) -> Mapping[str, float]:
+        """When each model last gave a token or an answer, by the event loop's clock."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
 
     async def load(self, model: str, path: str, options: Options | None = None) -> Facts:
         """Verify and open a model. Raises EngineFault."""

@@ -14,7 +14,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from groundup.serving import wire
-from groundup.serving.client import EngineClient, EngineFault
+from groundup.serving.client import Client, EngineFault
 from groundup.serving.models import Facts
 
 PROBE = "probe"
@@ -26,7 +26,7 @@ FIRST = -1_000_000
 class Health:
     """Probes every model from time to time; `run` as a task beside the server."""
 
-    def __init__(self, client: EngineClient, *, every_s: float = 5.0, fresh_s: float = 30.0) -> None:
+    def __init__(self, client: Client, *, every_s: float = 5.0, fresh_s: float = 30.0) -> None:
         """A model is probed when nobody has heard of it for `every_s`, and not ready when nobody has for `fresh_s`."""
         self.client, self.every_s, self.fresh_s = client, every_s, fresh_s
 

@@ -37,7 +37,9 @@ T = TypeVar("T")
 class Engine(Protocol):
     """One replica: an engine process and whoever watches it, as `supervisor.Supervisor` is."""
 
-    client: Client
+    @property
+    def client(self) -> Client:
+        """What the engine is asked by."""
 
     async def start(self) -> None:
         """Start the process; what its client had loaded before is loaded again."""
@@ -175,6 +177,30 @@ class Replicas:
     # Health.
 
     @property
+    def is_draining(self) -> bool:
+        """Whether new work is refused."""
+        return all(engine.client.is_draining for engine in self.engines.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return sum(engine.client.in_flight for engine in self.engines.values())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether some engine takes work."""
+        return any(engine.client.is_open for engine in self.engines.values())
+
+    @property
+    def progress(self) -> Mapping[str, float]:
+        """By model, when an engine last made progress with it, by the event loop's clock."""
+        found: dict[str, float] = {}
+        for engine in self.engines.values():
+            for model, when in engine.client.progress.items():
+                found[model] = max(when, found.get(model, when))
+        return found
+
+    @property
     def stats(self) -> Pong | None:
         """What the engines last said of themselves, added up; None until one has."""
         pongs = [pong for pong in self.stats_by_engine.values() if pong is not None]
@@ -228,7 +254,7 @@ class Replicas:
         await new.start()
         await self._load_into(new)
         self.engines[name] = new
-        await _until(lambda: getattr(old.client, "in_flight", 0) == 0, grace_s)
+        await _until(lambda: not old.client.in_flight, grace_s)
         await old.stop()
 
     async def _fresh(self, name: str) -> None:
