@@ -18,6 +18,7 @@ def deploy(
     models: Annotated[
         list[str] | None, typer.Argument(help="runs/RECIPE/STAGE or NAME=PATH, one or more.", show_default=False)
     ] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="NAME=PATH or NAME@MODEL=PATH; repeat it.")] = None,
     to: Annotated[str, typer.Option(help="kubernetes, docker, ray, prometheus (alerts) or grafana (a board).")] = "",
     out: Annotated[Path | None, typer.Option(help="The folder to write into; deploy/TARGET unless given.")] = None,
     name: Annotated[str, typer.Option(help="What the service is called; its first model's name unless given.")] = "",
@@ -28,12 +29,12 @@ def deploy(
     max_replicas: Annotated[int, typer.Option(help="At most so many.")] = 8,
     claim: Annotated[str, typer.Option(help="kubernetes: a volume claim with the models, instead of the image.")] = "",
     keys: Annotated[str, typer.Option(help="ray: where each node has the file of keys.")] = ".groundup/keys.json",
-    threads: Annotated[int, typer.Option(help="Compute threads of one replica.")] = 2,
+    threads: Annotated[int | None, typer.Option(help="Compute threads of one replica; 2 unless given.")] = None,
     gpus: Annotated[int, typer.Option(help="vllm: GPUs of one replica.")] = 1,
-    cache: Annotated[str, typer.Option(help="Memory for the cache of each model that generates.")] = "1GiB",
-    port: Annotated[int, typer.Option(help="The port that the server listens on.")] = 8000,
-    grace: Annotated[str, typer.Option(help="How long running requests may go on after SIGTERM.")] = "30s",
-    metrics_prefix: Annotated[str, typer.Option(help="What the names of metrics begin with.")] = "groundup",
+    cache: Annotated[str | None, typer.Option(help="Memory for the cache of each model; 1GiB unless given.")] = None,
+    port: Annotated[int | None, typer.Option(help="Where the server listens; 8000 unless given.")] = None,
+    grace: Annotated[str | None, typer.Option(help="How long running requests may go on at the end: 30s.")] = None,
+    metrics_prefix: Annotated[str | None, typer.Option(help="What the names of metrics begin with.")] = None,
     flag: Annotated[list[str] | None, typer.Option(help="A further flag of `groundup serve`; repeat it.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there already.")] = False,
 ) -> None:
@@ -45,15 +46,16 @@ def deploy(
     target = _target(to)
     files = Files(out or Path("deploy") / target, force=force)
     if target in ("prometheus", "grafana"):
-        _watch(target, metrics_prefix, files)
+        _watch(target, metrics_prefix or "groundup", files)
     else:
         service = describe(
             models or [],
+            adapters=adapter or (),
             name=name,
             threads=threads,
             cache_bytes=_parsed(parse_bytes, cache, "--cache"),
             port=port,
-            grace_s=round(_parsed(parse_duration, grace, "--grace")),
+            grace_s=_parsed(parse_duration, grace, "--grace"),
             prefix=metrics_prefix,
             engine=_engine(engine),
             gpus=gpus,
@@ -118,10 +120,10 @@ def _engine(engine: str) -> str:
     return engine
 
 
-def _parsed(parse: Any, given: str, flag: str) -> Any:
+def _parsed(parse: Any, given: str | None, flag: str) -> int | None:
     from groundup.errors import UserError
 
     try:
-        return parse(given)
+        return None if given is None else round(parse(given))
     except ValueError as error:
         raise UserError(str(error), where=flag) from error

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from groundup import __version__
+from groundup.artifact import open_artifact
 from groundup.deploy import grafana
 from groundup.deploy.kubernetes import WITHDRAW_S, alert_rules
 from groundup.deploy.service import KEYS, MODELS, STATE, USER, Service
@@ -34,8 +35,10 @@ def write(service: Service, files: Files) -> None:
     files.write("prometheus/alerts.yaml", alert_rules(service.prefix))
     files.write("grafana/groundup.json", json.dumps(grafana.board(service.prefix), indent=1) + "\n")
     files.write("README.md", _readme(service))
-    for name, facts in service.models.items():
-        _copy(Path(facts.folder), files.folder / "models" / name)
+    folders = {name: Path(facts.folder) for name, facts in service.models.items()}
+    folders |= {name: open_artifact(adapter.path).path for name, adapter in service.adapters.items()}
+    for name, folder in folders.items():
+        _copy(folder, files.folder / "models" / name)
 
 
 def dockerfile(service: Service) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from groundup.config import chosen
 from groundup.deploy import vllm
 from groundup.errors import UserError
 from groundup.serving import fit, models
 from groundup.serving.models import Options
+from groundup.serving.service import Adapter, ServiceSettings
+from groundup.serving.service import service as asked
 
 MODELS = "/models"
 """Where a container finds its models, each in a folder of its name."""
@@ -38,6 +41,8 @@ class Service:
 
     name: str
     models: Mapping[str, models.Facts]
+    """By the name under which each is served."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """By the name under which each is served."""
     threads: int = 2
     """Compute threads of the engine."""
@@ -73,11 +78,15 @@ class Service:
         """The arguments of `groundup`, the models in a container's folder or, `in_place`, where they are now."""
         places = {name: facts.folder if in_place else f"{MODELS}/{name}" for name, facts in self.models.items()}
         served = [f"--model={name}={place}" for name, place in places.items()]
+        for name, adapter in self.adapters.items():
+            base = f"@{adapter.model}" if adapter.model else ""
+            served.append(f"--adapter={name}{base}={adapter.path if in_place else f'{MODELS}/{name}'}")
         caches = [f"--cache={self.cache_bytes >> 20}Mi"] if any(f.token_bytes for f in self.models.values()) else []
         engine = [f"--grace={self.grace_s}s"]
         engine += ["--engine=vllm"] if self.engine == "vllm" else [f"--threads={self.threads}", *caches]
         renamed = [f"--metrics-prefix={self.prefix}"] if self.prefix != "groundup" else []
-        address = ["--host=0.0.0.0", f"--port={self.port}"]
+        address = ["--host=0.0.0.0", f"--port={self.port}", "--log-format=json"]
+        address += [] if in_place else [f"--state={STATE}"]
         return ["serve", *served, *address, *engine, *renamed, *self.flags]
 
     def environment(self) -> dict[str, str]:
@@ -85,36 +94,64 @@ class Service:
         return {"GROUNDUP_KEYS": KEYS, "OMP_NUM_THREADS": str(self.threads), "HOME": "/tmp"}
 
 
-def describe(paths: Sequence[str], *, name: str = "", public_key: str | None = None, **settings: Any) -> Service:
-    """The service of these models, each `PATH` or `NAME=PATH`, every file of them checked.
+def describe(
+    paths: Sequence[str],
+    *,
+    adapters: Sequence[str] = (),
+    name: str = "",
+    public_key: str | None = None,
+    **given: Any,
+) -> Service:
+    """The service of these models, each `PATH` or `NAME=PATH`, or of a `serve` stage, every file of them checked.
 
-    The name of a model given by its path alone is that of the stage or directory. Raises UserError for
-    names that a cluster does not allow or that are used twice, and what opening a model raises.
+    The name of a model given by its path alone is that of the stage or directory; adapters are
+    `NAME=PATH` or `NAME@MODEL=PATH`. `given` are further fields of Service; where one is None, what the
+    `serve` stage says holds. Raises UserError for names that a cluster does not allow or that are used twice, and
+    what opening a model raises.
     """
-    found: dict[str, models.Facts] = {}
-    for given in paths:
-        label, _, path = given.rpartition("=") if "=" in given else ("", "", given)
-        label = label or Path(path).name
-        if label in found:
-            raise UserError(f"two models are named {label!r}", fix=f"name one of them: OTHER={path}")
+    named = [path for path in paths if "=" in path]
+    found = asked([path for path in paths if "=" not in path], models=named, adapters=adapters)
+    for label in (*found.models, *found.adapters):
         if not re.fullmatch(r"[\w.-]+", label, re.ASCII):
-            raise UserError(
-                f"{label!r} cannot name a folder in a container", fix=f"use letters, digits, `.`, `_`, `-`: NAME={path}"
-            )
-        found[label] = models.describe(path, public_key=public_key)
-    if not found:
-        raise UserError("no model is named", fix="give runs/RECIPE/STAGE or NAME=PATH")
-    name = name or re.sub(r"[^a-z0-9]+", "-", next(iter(found)).lower()).strip("-")
+            fix = "use letters, digits, `.`, `_` and `-`: NAME=PATH"
+            raise UserError(f"{label!r} cannot name a folder in a container", fix=fix)
+    served = {label: models.describe(path, public_key=public_key) for label, path in found.models.items()}
+    name = name or re.sub(r"[^a-z0-9]+", "-", next(iter(served)).lower()).strip("-")
     if not _LABEL.fullmatch(name):
         raise UserError(
             f"{name!r} cannot name a service",
             where="--name",
             fix="use up to 53 lower-case letters, digits and hyphens, a letter or digit at both ends",
         )
-    service = Service(name=name, models=found, **settings)
+    flags = (*_flags(found.settings), *given.pop("flags", ()))
+    said = _said(found.settings) | {key: value for key, value in given.items() if value is not None}
+    service = Service(name=name, models=served, adapters=found.adapters, flags=flags, **said)
     if service.engine == "vllm":
         _require_vllm(service)
     return service
+
+
+def _said(settings: ServiceSettings) -> dict[str, Any]:
+    """What a `serve` stage says of the fields of Service."""
+    found: dict[str, Any] = {"port": settings.port or 8000, "grace_s": round(settings.grace)}
+    found |= {"threads": settings.threads} if settings.threads else {}
+    found |= {"cache_bytes": settings.cache} if settings.cache else {}
+    return found | {"prefix": settings.metrics_prefix}
+
+
+def _flags(settings: ServiceSettings) -> list[str]:
+    """What a `serve` stage says besides, as `--set` of `groundup serve`."""
+    ours = {"host", "port", "threads", "replicas", "grace", "cache", "metrics_prefix"}
+    rest = {key: value for key, value in chosen(settings).items() if key not in ours}
+    return [f"--set={key}={json.dumps(value)}" for key, value in _leaves(rest)]
+
+
+def _leaves(data: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def _require_vllm(service: Service) -> None:
