@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -274,6 +275,55 @@ def published_model() -> Callable[[str], Path]:
         return folders[0]
 
     return find
+
+
+@pytest.fixture
+def serve_api(tmp_path: Path) -> Callable[..., Any]:
+    """A function from models by name to an asynchronous context: the application over an engine in a thread.
+
+    It gives the ASGI application, with `api` and `batches` of it, without guards.
+    """
+
+    @asynccontextmanager
+    async def serve(models: Mapping[str, Path], **settings: Any) -> AsyncIterator[Any]:
+        pytest.importorskip("fastapi", reason="pip install 'groundup[serve]'")
+        from groundup.serving.api.app import create_app
+        from groundup.serving.api.calling import Api
+        from groundup.serving.api.registry import Registry
+        from groundup.serving.api.settings import Settings
+        from groundup.serving.client import LocalClient
+        from groundup.serving.models import Options
+        from groundup.serving.telemetry import Telemetry
+
+        async with LocalClient() as client:
+            telemetry = Telemetry()
+            options = Options(device="cpu", cache_bytes=16 << 20)
+            registry = Registry(client, options=options, telemetry=telemetry)
+            for name, path in models.items():
+                await registry.load(name, str(path))
+            api = Api(client, registry, Settings(**settings), telemetry)
+            app: Any = create_app(api, state=tmp_path / "state", is_ready=lambda: True)
+            app.api = api
+            async with _living(app):
+                yield app
+
+    return serve
+
+
+@asynccontextmanager
+async def _living(app: Any) -> AsyncIterator[None]:
+    """The block between an application's startup and its shutdown, as a server drives them."""
+    calls: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    task = asyncio.create_task(
+        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, calls.get, answers.put)
+    )
+    calls.put_nowait({"type": "lifespan.startup"})
+    assert (await answers.get())["type"] == "lifespan.startup.complete"
+    yield
+    calls.put_nowait({"type": "lifespan.shutdown"})
+    assert (await answers.get())["type"] == "lifespan.shutdown.complete"
+    await task
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ class Envelope:
 async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Run an application until it has answered, or its client has left."""
     gone, is_read = asyncio.Event(), asyncio.Event()
+    is_whole = False
 
     async def hear() -> Message:
         if is_read.is_set():  # from here on `watch` listens
@@ -81,11 +82,16 @@ async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) 
             pass
         gone.set()
 
-    answering = asyncio.ensure_future(app(scope, hear, send))
+    async def say(message: Message) -> None:
+        nonlocal is_whole
+        is_whole = message["type"] == "http.response.body" and not message.get("more_body")
+        await send(message)
+
+    answering = asyncio.ensure_future(app(scope, hear, say))
     watching = asyncio.ensure_future(watch())
     try:
         await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
+        if not answering.done() and not is_whole:  # servers say that a client left when its answer is whole, too
             answering.cancel()
         with suppress(asyncio.CancelledError):
             await answering

@@ -140,7 +140,7 @@ class Registry:
             self._require_free(name)
             try:
                 facts = await self.client.load(name, path, options or self.options)
-                texts = await asyncio.to_thread(Texts, facts)
+                texts = await self._texts(name, facts)
             except Exception as error:
                 self._failed(name, error)
                 raise
@@ -188,6 +188,14 @@ class Registry:
     def digests(self) -> str:
         """The digests of everything served, for answers that are about no one model."""
         return ",".join(one.digest for one in self.served.values())
+
+    async def _texts(self, name: str, facts: Facts) -> Texts:
+        """The texts of a model that the engine has just loaded; it lets the model go if they cannot be opened."""
+        try:
+            return await asyncio.to_thread(Texts, facts)
+        except BaseException:
+            await self.client.unload(name)
+            raise
 
     def _base(self, model: str | None) -> Served:
         if model is not None:

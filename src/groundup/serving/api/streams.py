@@ -41,7 +41,7 @@ class EventStream(Response):
                 await self._send(events, first, send)
             finally:
                 first.cancel()
-                with contextlib.suppress(BaseException):
+                with contextlib.suppress(asyncio.CancelledError, Exception):
                     await first
 
     async def _send(self, events: AsyncGenerator[bytes, None], first: asyncio.Future[bytes], send: Send) -> None:

@@ -50,10 +50,10 @@ class StrictRoute(APIRoute):
 
 
 async def _read(request: Request) -> StrictRequest:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Also what keeps a page elsewhere from posting as a form, which browsers allow it without asking.
-        what = f"the body is {kind[:64]!r}, and JSON is wanted"
+        what = f"the body is {kind[:64]!r}, and JSON is wanted" if kind else "the body has no Content-Type"
         raise ApiError(415, "unsupported_media_type", what, fix="content-type: application/json")
     strict = StrictRequest(request.scope, request.receive)
     strict.parsed = strict_json.parse(await request.body())

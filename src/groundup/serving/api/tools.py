@@ -15,9 +15,11 @@ import string
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from groundup.errors import UserError
+from groundup.text.control_tokens import one_of
 from groundup.text.prompt import Prompt
 
 NAME, KEY, VALUE, ID = "qzxnj", "qzxkj", "qzxvj", "qzxij0000"
@@ -59,14 +61,13 @@ class CallForm:
     arguments_key: str
     is_list: bool
     """Whether the calls of a turn are one list."""
-    opening_id: int | None = None
-    """The special token that the opening is, where it is one."""
-    closing_id: int | None = None
+    specials: Mapping[str, int] = field(default_factory=dict)
+    """The special tokens among opening and closing, with their ids."""
 
     @property
     def special_ids(self) -> frozenset[int]:
         """The special tokens that must stay visible in an answer with calls."""
-        return frozenset(token for token in (self.opening_id, self.closing_id) if token is not None)
+        return frozenset(self.specials.values())
 
     def calls(self, value: Any, names: Collection[str]) -> list[Call] | None:
         """The calls that a JSON value stands for; None if it is anything else, or names a function nobody offered."""
@@ -86,12 +87,21 @@ class CallForm:
         one: dict[str, Any] = options[0] if len(options) == 1 else {"anyOf": options}
         if self.is_list:
             one = {"type": "array", "items": one, "minItems": 1} | ({} if several else {"maxItems": 1})
-        opening, closing = _literal(self.opening, self.opening_id), _literal(self.closing, self.closing_id)
+        opening, closing = self._literal(self.opening), self._literal(self.closing)
         # Templates of ChatML set the object on a line of its own; whoever was trained otherwise is free to do so.
         parts = [part for part in (opening, "blank", "call", "blank", closing) if part]
         repeated = "+" if several and self.opening and not self.is_list else ""
         rules = [f"start: (group){repeated}", f"group: {' '.join(parts)} blank", 'blank: "\\n"?']
         return "\n".join([*rules, f"call: %json {json.dumps(one)}"])
+
+    def _literal(self, text: str) -> str:
+        """A text in Lark's form: special tokens by their ids, as llguidance wants them, and the rest as it is."""
+        parts = one_of(self.specials).split(text) if self.specials else [text]
+        marks = one_of(self.specials).findall(text) if self.specials else []
+        written = [f"<[{self.specials[mark]}]>" for mark in marks]
+        texts = [json.dumps(part) if part else "" for part in parts]
+        mixed = [one for pair in zip_longest(texts, written, fillvalue="") for one in pair]
+        return " ".join(one for one in mixed if one)
 
     def _schema(self, function: Mapping[str, Any]) -> dict[str, Any]:
         arguments = function.get("parameters") or {"type": "object"}
@@ -133,8 +143,8 @@ def _read_off(prompt: Prompt, turn: str) -> CallForm | None:
         if {"name", "arguments"} <= keys.keys():
             closing = _before_the_end(prompt, turn[end:])
             opening = turn[:start].strip()
-            tokens = (_special(prompt, opening), _special(prompt, closing))
-            return CallForm(opening, closing, keys["name"], keys["arguments"], isinstance(value, list), *tokens)
+            specials = _specials(prompt, opening + closing)
+            return CallForm(opening, closing, keys["name"], keys["arguments"], isinstance(value, list), specials)
     return None
 
 
@@ -151,13 +161,10 @@ def _before_the_end(prompt: Prompt, text: str) -> str:
     return text[: min(places, default=len(text))].strip()
 
 
-def _special(prompt: Prompt, text: str) -> int | None:
-    token = prompt.tokenizer.token_id(text) if text else None
-    return token if token in prompt.tokenizer.special_ids else None
-
-
-def _literal(text: str, token: int | None) -> str:
-    return f"<[{token}]>" if token is not None else json.dumps(text) if text else ""
+def _specials(prompt: Prompt, text: str) -> dict[str, int]:
+    """The special tokens that occur in a text."""
+    tokens = {prompt.tokenizer.token(token) or "": token for token in prompt.tokenizer.special_ids}
+    return {name: tokens[name] for name in one_of([name for name in tokens if name]).findall(text)}
 
 
 class CallReader:
