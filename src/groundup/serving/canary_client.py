@@ -15,6 +15,7 @@ would make two equal models disagree. One runs at a time, and none while others 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import time
@@ -26,10 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from groundup.artifact import digest_file
+from groundup.artifact import digest_file, write_whole
 from groundup.errors import UserError
 from groundup.serving import wire
-from groundup.serving.canary import Arm, Canary, Outcome
+from groundup.serving.canary import Arm, Canary, Outcome, Plan
 from groundup.serving.client import Client, EngineFault, Token
 from groundup.serving.models import Facts, Options
 from groundup.serving.refusals import App, Message, Receive, Scope, Send
@@ -41,6 +42,8 @@ HEADER = "x-groundup-canary"
 FAULTS = frozenset({"internal", "bad_logits", "engine_gone"})
 """Codes of failures that are a model's or its engine's, not the caller's."""
 SHADOW_TOKENS = 32
+REPORT_EVERY = 10
+"""Comparisons after which the report is written anew."""
 log = logging.getLogger("groundup.canary")
 
 
@@ -58,7 +61,8 @@ choice: ContextVar[Choice | None] = ContextVar("groundup_canary", default=None)
 class CanaryClient:
     """The client `inner`, with a canary between the models `current` and `candidate`.
 
-    decided is called once, when the canary ends. Raises UserError for models that cannot be compared.
+    report is the file that says how it stands, from which it goes on after a restart; see `resumed`. decided
+    is called once, when the canary ends. Raises UserError for models that cannot be compared.
     """
 
     def __init__(
@@ -69,9 +73,11 @@ class CanaryClient:
         current: str,
         candidate: str,
         telemetry: Telemetry | None = None,
+        report: Path | None = None,
         decided: Callable[[Canary], None] | None = None,
     ) -> None:
         require_comparable(inner.models[current], inner.models[candidate])
+        self.report, self._reported = report, -REPORT_EVERY
         self.inner, self.canary, self.telemetry = inner, canary, telemetry
         self.current, self.candidate, self.decided = current, candidate, decided
         self._shadowing: asyncio.Task[None] | None = None
@@ -256,6 +262,7 @@ class CanaryClient:
 
     def _note(self) -> None:
         """Tell whoever watches how the canary stands; once, that it has ended."""
+        self._write()
         if self.telemetry is not None:
             mean = self.canary.judged["agreement"].mean
             self.telemetry.canary(self.current, weight=self.canary.weight, agreement=mean)
@@ -267,10 +274,44 @@ class CanaryClient:
             if self.decided is not None:
                 self.decided(self.canary)
 
+    def _write(self) -> None:
+        """Keep how it stands: every so often, and when it has ended."""
+        is_over = self.canary.state != "running"
+        done = self.canary.pairs + self.canary.judged["agreement"].count
+        if self.report is None or (done - self._reported < REPORT_EVERY and not (is_over and self._was_running)):
+            return
+        self._reported = done
+        digests = {arm: self.inner.models[name].digest for arm, name in self._names().items()}
+        self.report.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.report, json.dumps(digests | self.canary.as_data(), indent=1))
+
+    def _names(self) -> dict[Arm, str]:
+        return {"current": self.current, "candidate": self.candidate}
+
+    def promote(self) -> None:
+        """End the canary: the candidate answers from now on."""
+        self.canary.promote()
+        self._note()
+
+    def roll_back(self) -> None:
+        """End the canary: the current model answers from now on."""
+        self.canary.roll_back()
+        self._note()
+
     def engine_restarted(self) -> None:
         """An engine that serves both models was started again; the supervisor says so."""
         self.canary.engine_restarted()
         self._note()
+
+
+def resumed(report: Path, plan: Plan, current: Facts, candidate: Facts) -> Canary:
+    """The canary that a report tells of, if it was between the same models by the same plan; else a new one."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        data = json.loads(report.read_text(encoding="utf-8"))
+        same = (data["current"], data["candidate"]) == (current.digest, candidate.digest)
+        if same and data["plan"] == plan.model_dump(mode="json"):
+            return Canary.of_data(data)
+    return Canary(plan, salt=uuid.uuid4().hex)
 
 
 def require_comparable(current: Facts, candidate: Facts) -> None:

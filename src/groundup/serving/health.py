@@ -9,7 +9,7 @@ burst cannot starve them, and a model that is busy with clients needs none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -26,9 +26,14 @@ FIRST = -1_000_000
 class Health:
     """Probes every model from time to time; `run` as a task beside the server."""
 
-    def __init__(self, client: Client, *, every_s: float = 5.0, fresh_s: float = 30.0) -> None:
-        """A model is probed when nobody has heard of it for `every_s`, and not ready when nobody has for `fresh_s`."""
-        self.client, self.every_s, self.fresh_s = client, every_s, fresh_s
+    def __init__(
+        self, client: Client, *, every_s: float = 5.0, fresh_s: float = 30.0, optional: Collection[str] = ()
+    ) -> None:
+        """A model is probed when nobody has heard of it for `every_s`, and not ready when nobody has for `fresh_s`.
+
+        `optional` are models whose silence is no reason to be not ready: candidates on trial.
+        """
+        self.client, self.every_s, self.fresh_s, self.optional = client, every_s, fresh_s, frozenset(optional)
 
     @property
     def is_ready(self) -> bool:
@@ -39,7 +44,8 @@ class Health:
         """The models that have shown no progress for too long."""
         now = asyncio.get_running_loop().time()
         heard = self.client.progress
-        return [name for name in self.client.models if now - heard.get(name, float("-inf")) > self.fresh_s]
+        asked = [name for name in self.client.models if name not in self.optional]
+        return [name for name in asked if now - heard.get(name, float("-inf")) > self.fresh_s]
 
     async def run(self) -> None:
         """Probe what has been silent for a while, until cancelled."""

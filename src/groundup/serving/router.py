@@ -19,6 +19,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import math
+from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
@@ -127,7 +128,7 @@ def beginnings(model: str, adapter: str | None, ids: Sequence[int]) -> list[int]
     digest = hashlib.blake2b(f"{model}\0{adapter or ''}\0".encode("utf-8", "surrogatepass"), digest_size=8)
     points, done, blocks = [], 0, 1
     while blocks * BLOCK <= len(ids):
-        digest.update(",".join(map(str, ids[done : blocks * BLOCK])).encode() + b",")
+        digest.update(array("q", ids[done : blocks * BLOCK]).tobytes())
         points.append(int.from_bytes(digest.digest()))
         done, blocks = blocks * BLOCK, blocks * 2
     return points

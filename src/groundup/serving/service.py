@@ -18,6 +18,7 @@ from groundup.artifact import MANIFEST, Artifact, open_artifact
 from groundup.config import Section, parse
 from groundup.errors import ArtifactError, Mistakes, Problem, UserError
 from groundup.serving.api.settings import Settings
+from groundup.serving.canary import Plan
 from groundup.serving.models import Options
 from groundup.serving.security import SecuritySettings
 from groundup.units import Bytes, Duration, PositiveCount
@@ -52,6 +53,8 @@ class ServiceSettings(Section):
     """Tokens of all requests that may wait together."""
     metrics_prefix: str = "groundup"
     """What the names of metrics begin with; `vllm` for boards that know only vLLM's names."""
+    canary: Plan = Plan()
+    """How a candidate is tried (`groundup serve --canary`)."""
     limits: Settings = Settings()
     """What one request may ask of a model."""
     security: SecuritySettings = SecuritySettings()
