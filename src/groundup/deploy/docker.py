@@ -161,7 +161,7 @@ def _readme(service: Service) -> str:
 Written by `groundup deploy`. The keys first; the file holds their digests only, and is mounted, not built in:
 
 ```bash
-GROUNDUP_KEYS=keys.json groundup keys create me              # prints the key
+GROUNDUP_KEYS=keys.json groundup keys create --name me       # prints the key
 chmod 644 keys.json                                          # read by the container's own user, {USER}
 docker compose up --build --detach
 curl -H "Authorization: Bearer gu_…" http://127.0.0.1:{service.port}/v1/models
@@ -170,7 +170,7 @@ curl -H "Authorization: Bearer gu_…" http://127.0.0.1:{service.port}/v1/models
 With Prometheus on port 9090 and Grafana on 3000 (import `grafana/groundup.json`):
 
 ```bash
-GROUNDUP_KEYS=keys.json groundup keys create prometheus --scope metrics    # its key goes into scraper.key
+GROUNDUP_KEYS=keys.json groundup keys create --name prometheus --scope metrics    # its key goes into scraper.key
 docker compose --profile watch up --detach
 ```
 

@@ -376,8 +376,8 @@ Written by `groundup deploy`. Once, make the two Secrets (no key is in these fil
 
 ```bash
 export GROUNDUP_KEYS=keys.json
-groundup keys create {name}                         # prints the key of your programs
-groundup keys create prometheus --scope metrics     # prints the key of the scraper
+groundup keys create --name {name}                  # prints the key of your programs
+groundup keys create --name prometheus --scope metrics   # prints the key of the scraper
 kubectl -n {space} create secret generic {name}-keys --from-file=keys.json
 kubectl -n {space} create secret generic {name}-metrics-key --from-literal=key=THE_SCRAPERS_KEY
 ```
