@@ -81,7 +81,7 @@ class Observed:
             seconds = time.perf_counter() - started
             self.telemetry.http_finished(method, route, status, seconds)
             if tracing and span is not None:
-                tracing.end_http_span(span, route=route, status=status)
+                tracing.end_http_span(span, method=method, route=route, status=status)
             self._write(scope, method, status, seconds)
 
     def _write(self, scope: Scope, method: str, status: int, seconds: float) -> None:

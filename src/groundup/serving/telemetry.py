@@ -83,6 +83,7 @@ _METRICS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("canary_requests", "counter", "Requests answered during a canary, by arm and outcome.", ("arm", "outcome")),
     ("canary_decisions", "counter", "Ended canaries: promoted or rolled_back, and what decided.", ("state", "cause")),
 )
+_LABELS = {name: labels for name, _, _, labels in _METRICS}
 _GAUGES_OF_STATS = {
     "running": "num_requests_running",
     "waiting": "num_requests_waiting",
@@ -161,7 +162,7 @@ class Telemetry:
         found = self._children.get((name, *values))
         if found is None:
             metric = self._metrics[name]
-            bounded = [self._bounded(label, value) for label, value in zip(metric._labelnames, values, strict=True)]
+            bounded = [self._bounded(label, value) for label, value in zip(_LABELS[name], values, strict=True)]
             found = metric.labels(*bounded) if values else metric
             if bounded == list(values):  # strangers are not remembered: their number has no bound
                 self._children[name, *values] = found

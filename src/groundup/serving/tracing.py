@@ -77,11 +77,11 @@ class Tracing:
         _parent.set(set_span_in_context(span, caller))
         return span
 
-    def end_http_span(self, span: Span, *, route: str, status: int) -> None:
+    def end_http_span(self, span: Span, *, method: str, route: str, status: int) -> None:
         """The response has ended. A status of 500 or more makes the span an error; a client's mistake does not."""
         from opentelemetry.trace import StatusCode
 
-        span.update_name(f"{span.attributes['http.request.method']} {route}")  # type: ignore[attr-defined]
+        span.update_name(f"{method} {route}")
         span.set_attributes({"http.route": route, "http.response.status_code": status})
         if status >= 500:
             span.set_attribute("error.type", str(status))
