@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundup.errors import MissingExtra, UserError
 from groundup.serving import fit, logs, models, tls
-from groundup.serving.client import Client, EngineClient, EngineFault
+from groundup.serving.client import EngineClient, EngineFault
 from groundup.serving.connections import uvicorn_options
 from groundup.serving.edge import is_loopback
 from groundup.serving.health import Health
@@ -124,27 +124,17 @@ class _Server:
             guards = stack.enter_context(contextlib.closing(self._guards()))
             client = await stack.enter_async_context(self._engines())
             api = await self._load(client, guards)
-            server = self._front(api, guards)
-            await stack.enter_async_context(_beside(self._keep_figures(client)))
+            server = self._front(api, guards, client.rolling_restart)
+            await stack.enter_async_context(_beside(self._keep_figures()))
             _on_signals(partial(self._end, server))
             await server.serve(sockets=[self.socket])
 
     # ------------------------------------------------------------------------------ the engines
 
     @contextlib.asynccontextmanager
-    async def _engines(self) -> AsyncIterator[Client]:
+    async def _engines(self) -> AsyncIterator[Replicas]:
         """The engines, up, as one client."""
-        count = self.service.settings.replicas
-        if count == 1:
-            one = self._engine("0")
-            await one.start()
-            try:
-                yield one.client
-            finally:
-                self._forget("0")
-                await one.stop()
-            return
-        replicas = Replicas(self._engine, count)
+        replicas = Replicas(self._engine, self.service.settings.replicas)
         try:
             await replicas.start()
             yield replicas
@@ -181,7 +171,7 @@ class _Server:
     def _is_ready(self) -> bool:
         return any(health.is_ready for health in self.healths.values())
 
-    async def _load(self, client: Client, guards: Guards) -> Api:
+    async def _load(self, client: Replicas, guards: Guards) -> Api:
         from groundup.serving.api.calling import Api
         from groundup.serving.api.registry import Registry
 
@@ -193,7 +183,7 @@ class _Server:
             await registry.load_adapter(name, adapter.path, adapter.model)
         return Api(client, registry, self.service.settings.limits, self.telemetry, guards.meter_of)
 
-    async def _keep_figures(self, client: Client) -> None:
+    async def _keep_figures(self) -> None:
         """Take over what the engines say of themselves, over and over."""
         while True:
             for name, supervisor in list(self.supervisors.items()):
@@ -220,7 +210,7 @@ class _Server:
             complain=log.warning,
         )
 
-    def _front(self, api: Api, guards: Guards) -> uvicorn.Server:
+    def _front(self, api: Api, guards: Guards, restart: Callable[[], Awaitable[None]]) -> uvicorn.Server:
         from groundup.serving.api.app import create_app
 
         drained: list[uvicorn.Server] = []
@@ -228,7 +218,7 @@ class _Server:
         async def drain() -> None:
             self._end(drained[0])
 
-        app = create_app(api, state=self.place.state, is_ready=self._is_ready, drain=drain)
+        app = create_app(api, state=self.place.state, is_ready=self._is_ready, drain=drain, restart=restart)
         server = _uvicorn(Observed(guards.protect(app), self.telemetry), self.service, self.certificate, self._is_up)
         drained.append(server)
         return server

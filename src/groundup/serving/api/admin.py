@@ -23,7 +23,11 @@ OWNERS = ("public_key", "device")
 """Options that whoever started the server decides, and nobody else."""
 
 
-def admin_routes(api: Api, drain: Callable[[], Awaitable[None]] | None) -> APIRouter:
+Act = Callable[[], Awaitable[None]] | None
+"""What the server does when it is asked to, where it can."""
+
+
+def admin_routes(api: Api, drain: Act, restart: Act) -> APIRouter:
     """The routes; each asks for the scope admin itself too."""
     router = APIRouter(route_class=StrictRoute, tags=["administration"])
 
@@ -52,10 +56,15 @@ def admin_routes(api: Api, drain: Callable[[], Awaitable[None]] | None) -> APIRo
     async def end(request: Request) -> Response:
         """Take no new work, finish what runs, and end the server."""
         Caller.of(request.scope).require_admin()
-        if drain is None:
-            raise ApiError(404, "not_offered", "this server cannot be ended over HTTP")
-        await drain()
+        await _offered(drain)()
         return json_response({"status": "draining"}, 202)
+
+    @router.post("/v1/admin/restart")
+    async def start_anew(request: Request) -> Response:
+        """Start the engines anew, one after the other, without losing a request; answers when it is done."""
+        Caller.of(request.scope).require_admin()
+        await _offered(restart)()
+        return json_response({"status": "restarted"})
 
     @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
     async def load_adapter(request: Request, body: AdapterRequest) -> Response:
@@ -74,6 +83,12 @@ def admin_routes(api: Api, drain: Callable[[], Awaitable[None]] | None) -> APIRo
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     return router
+
+
+def _offered(act: Act) -> Callable[[], Awaitable[None]]:
+    if act is None:
+        raise ApiError(404, "not_offered", "whoever started this server does not offer that")
+    return act
 
 
 def _options(given: Options, changes: Mapping[str, Any]) -> Options:

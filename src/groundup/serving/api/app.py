@@ -64,11 +64,12 @@ def create_app(
     state: Path,
     is_ready: Callable[[], bool],
     drain: Callable[[], Awaitable[None]] | None = None,
+    restart: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
     """The ASGI application over a client whose models the registry knows, without authentication.
 
     `state` is the folder of files and batch jobs. `is_ready` answers /readyz. `drain` is called when an administrator
-    asks the server to end.
+    asks the server to end, `restart` when its engines are to be started anew.
     """
     files = Files(state / "files", max_file=api.settings.max_file, max_files=api.settings.max_files)
     batches = Batches(api, files, state / "batches", JOBS)
@@ -95,7 +96,7 @@ def create_app(
     app.include_router(_openai_routes(api))
     app.include_router(_task_routes(api))
     app.include_router(_job_routes(files, batches))
-    app.include_router(admin_routes(api, drain))
+    app.include_router(admin_routes(api, drain, restart))
     app.include_router(_server_routes(api, app))
     _answer_errors(app, api.telemetry)
     return Envelope(app, lambda: api.registry.digests)
