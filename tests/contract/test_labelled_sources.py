@@ -120,6 +120,13 @@ def test_conll_sentences_and_lines_that_do_not_fit() -> None:
     }  # fmt: skip
 
 
+def test_what_a_pattern_finds_leaves_documents_of_text() -> None:
+    path = write("tagged.txt", "迈向/v  充满/v  希望/n\n[中央/n  电台/n]nt\n")
+    corpus = run(source={"kind": "text", "paths": path, "document": "line", "strip": r"\[|\][a-z]+|/[a-z]+ *"})
+    assert [row["text"] for row in rows(corpus)] == ["迈向充满希望", "中央电台"]
+    assert "`strip` belongs to kind conll or text" in mistakes(source={"kind": "csv", "paths": path, "strip": "a"})
+
+
 def test_conll_columns_by_name_and_number_prefixes_and_docstart() -> None:
     four = "-DOCSTART- -X- O O\n\nU.N. NNP I-NP I-ORG\nsays VBZ I-VP O\n"
     corpus = run(source={"kind": "conll", "paths": write("a.txt", four)})

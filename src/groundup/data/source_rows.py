@@ -60,7 +60,15 @@ def read_rows(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[R
     """
     names = [name for name in wanted if name not in source.add]
     rows = _read(block, source, [source.path_of(name) for name in names])
+    if source.kind == "text" and source.strip is not None:
+        rows = _stripped(rows, re.compile(source.strip))
     return _with_values(rows, source, wanted, names) if source.values or len(names) < len(wanted) else rows
+
+
+def _stripped(rows: Iterator[Row], pattern: re.Pattern[str]) -> Iterator[Row]:
+    """Rows whose texts lack what the pattern finds."""
+    for row in rows:
+        yield row if row.bad else row._replace(text=pattern.sub("", row.text))
 
 
 def _with_values(rows: Iterator[Row], source: Source, wanted: Sequence[str], names: Sequence[str]) -> Iterator[Row]:

@@ -99,7 +99,8 @@ class Source(Section):
     separator: str | None = None
     """What divides the columns of a CSV, TSV or CoNLL file, if not a comma, a tab, or any white space."""
     strip: str | None = None
-    """In `conll`, a regular expression whose matches are removed from every token: `^en:`, `[0-9]$`."""
+    """In `conll`, a regular expression whose matches are removed from every token: `^en:`, `[0-9]$`; in `text`,
+    one whose matches are removed from every document: `/[a-z]+` where words carry tags."""
     quotes: bool | None = None
     """Whether double quotes enclose fields of a CSV or TSV file; by default they do in CSV only."""
     encoding: str = "auto"
@@ -151,7 +152,11 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
-        for key, kinds in (("rows", ("json",)), ("strip", ("conll",)), ("separator", ("auto", "csv", "tsv", "conll"))):
+        for key, kinds in (
+            ("rows", ("json",)),
+            ("strip", ("conll", "text")),
+            ("separator", ("auto", "csv", "tsv", "conll")),
+        ):
             if getattr(self, key) and self.kind not in kinds:
                 raise ValueError(f"`{key}` belongs to kind {' or '.join(kinds)}, not to {self.kind}")
         if self.kind == "aligned" and len(self.columns or ()) != len(self.paths):
