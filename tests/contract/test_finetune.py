@@ -293,6 +293,25 @@ def test_python_predicts_texts_rows_and_tables(folder: Path) -> None:
     assert caught.value.where == "row 0"
 
 
+def test_what_belongs_to_no_class_is_told_by_a_bar_from_the_validation_rows(folder: Path) -> None:
+    strange = [{"text": f"train {i} leaves", "label": "oos", "second": "none"} for i in range(60)]
+    rows = (folder / "rows.jsonl").read_text(encoding="utf-8")
+    (folder / "rows.jsonl").write_text("\n".join([rows, *map(json.dumps, strange)]), encoding="utf-8")
+    written = json.loads(recipe(folder, task={"name": "text_classification", "out_of_scope": "oos"}).read_text())
+    written["stages"]["report"] = {"evaluate": {"of": "model", "data": "rows.test", "bootstrap": 100}}
+    (folder / "tiny.yaml").write_text(json.dumps(written), encoding="utf-8")
+    found = run(folder / "tiny.yaml")
+    model, bar = generation.load(found["model"].path), found["model"].json("calibration.json")["bar"]
+    given = model.predict([GOOD, strange[0]])
+    assert given[0]["label"] == "good"
+    assert {one["label"] == "oos" for one in given if max(one["probabilities"].values()) < bar} <= {True}
+    report = found["report"].json("report.json")
+    scores = {"model": report["scores"]} | {rival["name"]: rival["scores"] for rival in report["rivals"]}
+    assert scores["model"]["out_of_scope_recall"]["estimate"] > 0
+    assert scores["TF-IDF + logistic regression"]["out_of_scope_recall"] > 0
+    assert scores["TF-IDF + linear SVM"]["out_of_scope_recall"] > 0
+
+
 def test_a_teacher_labels_rows_that_a_student_learns_from(folder: Path) -> None:
     pool = [{"text": (GOOD if i % 3 else BAD) + f" and piece {i}", "id": i} for i in range(60)]
     (folder / "pool.jsonl").write_text("\n".join(map(json.dumps, pool)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,6 +259,20 @@ def test_detection_is_scikit_learns() -> None:
     alarms = detection.false_alarms(outside, strange)
     assert alarms.value == pytest.approx(false[np.argmax(true >= 0.95)], abs=1e-12)
     assert detection.auroc(np.zeros(3, bool), np.zeros(3)).value == 0.5
+
+
+def test_the_bar_for_outsiders_is_the_best_of_all_bars() -> None:
+    for _ in range(20):
+        outside, right = RNG.random(60) < 0.3, RNG.random(60) < 0.8
+        sure = np.round(RNG.normal(~outside * 1.0, 0.7), 1)  # many ties
+
+        def worth(bar: float, outside: Any = outside, right: Any = right, sure: Any = sure) -> float:
+            kept = sure >= bar
+            return float((kept & right & ~outside).sum() / (~outside).sum() + (~kept & outside).sum() / outside.sum())
+
+        best = max(worth(bar) for bar in [-np.inf, *np.unique(sure), np.inf])
+        assert worth(detection.bar(sure, right, outside) or -np.inf) == pytest.approx(best)
+    assert detection.bar(sure, right, np.zeros(60, bool)) == 0.0
 
 
 def test_risk_falls_with_confidence_and_ties_do_not_depend_on_order() -> None:

@@ -137,7 +137,9 @@ def _system(
         probabilities = (shares if several else shares / shares.sum(1, keepdims=True)).tolist()
     meaning = f"{features} weighted by TF-IDF, then {name}; C = {strength:g} chosen on validation rows"
     details = {"features": features, "C": strength}
-    return System(f"TF-IDF + {name}", answers, probabilities, meaning=meaning, trained_rows=rows, details=details)
+    sure = None if several or logistic else scores.max(1).tolist()
+    name = f"TF-IDF + {name}"
+    return System(name, answers, probabilities, sure, meaning=meaning, trained_rows=rows, details=details)
 
 
 def regressors(

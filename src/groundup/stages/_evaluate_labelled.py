@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from groundup import catalog
 from groundup.artifact import Artifact, Draft, Input
@@ -27,6 +30,7 @@ from groundup.evaluation import (
     report,
 )
 from groundup.evaluation.labelled import Labelled, System
+from groundup.evaluation.metrics import detection
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
 from groundup.stages._training import tokenizer_digest
@@ -206,7 +210,11 @@ def _rivals(
             learned, held_back = (_examples(task, rows) for rows in (train, validation))
             if task.evaluation == "number":
                 return classical.regressors(learned, held_back, inputs)
-            return classical.classifiers(learned, held_back, inputs, list(labelled.labels))
+            if labelled.out_of_scope is None:
+                return classical.classifiers(learned, held_back, inputs, list(labelled.labels))
+            asked = [*inputs, *(_input(task, row) for row in validation)]
+            found = classical.classifiers(learned, held_back, asked, list(labelled.labels))
+            return [_rejecting(rival, [task.truth(row) for row in validation], labelled) for rival in found]
         case "tags":
             return classical_tagging.taggers(_tagged(task, train), _tagged(task, validation), inputs)
         case "spans":
@@ -216,6 +224,26 @@ def _rivals(
             sources, targets = [task.inputs(row) for row in train], [task.truth(row) for row in train]
             return classical_translation.translators(sources, targets, inputs)
     return []
+
+
+def _rejecting(rival: System, held_out: Sequence[Any], test: Labelled) -> System:
+    """A rival that answered test and validation examples, with the same right to call the former outsiders as the
+    model has: where it is less sure than suits the validation examples best."""
+    count = len(test)
+    sure = rival.confidence if rival.probabilities is None else np.asarray(rival.probabilities).max(1)
+    answers = list(rival.answers[:count])
+    if sure is not None:
+        right = np.array([given == truth for given, truth in zip(rival.answers[count:], held_out, strict=True)])
+        outside = np.array([truth == test.out_of_scope for truth in held_out])
+        bar = detection.bar(np.asarray(sure[count:]), right, outside)
+        if outside.any():
+            answers = [test.out_of_scope if sure[i] < bar else answers[i] for i in range(count)]
+    return dataclasses.replace(
+        rival,
+        answers=answers,
+        probabilities=None if rival.probabilities is None else rival.probabilities[:count],
+        confidence=None if rival.confidence is None else rival.confidence[:count],
+    )
 
 
 def _tagged(task: Any, rows: Sequence[dict[str, Any]]) -> classical_tagging.Tagged:

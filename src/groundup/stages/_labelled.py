@@ -21,7 +21,7 @@ from groundup.data.shards import Shards, open_or_build
 from groundup.data.workers import usable_cores
 from groundup.errors import DataError
 from groundup.evaluation import answering
-from groundup.evaluation.metrics import calibration
+from groundup.evaluation.metrics import calibration, detection
 from groundup.forecast import Forecast, Known
 from groundup.nn import token_tables
 from groundup.nn.network import Network
@@ -189,7 +189,10 @@ def _write(
 
 @torch.no_grad()
 def _calibrate(out: Draft, assembly: Assembly, network: Network) -> None:
-    """Write the temperature at which probabilities fit the validation rows best (Guo et al. 2017, section 4.2)."""
+    """Write the temperature at which probabilities fit the validation rows best (Guo et al. 2017, section 4.2).
+
+    Where rows may belong to no class, also the probability below which they are best taken to.
+    """
     task, rows = assembly.task, assembly.held_out_rows()
     shares: list[list[float]] = []
     truth: list[int] = []
@@ -198,13 +201,18 @@ def _calibrate(out: Draft, assembly: Assembly, network: Network) -> None:
         batch = assembly.collate([rows.row(int(index), 0) for index in indices])
         answers = task.answers(network(batch), batch)
         labels = batch["label"].tolist()
-        kept = [i for i, label in enumerate(labels) if label != IGNORED]
-        shares += [answers[i]["probabilities"] for i in kept]
-        truth += [labels[i] for i in kept]
-    if truth:
-        temperature = calibration.fit_temperature(np.array(truth), np.array(shares))
-        out.write_json(calibration.FILE, {"temperature": temperature, "rows": len(truth)})
-        out.metrics["temperature"] = temperature
+        shares += [answer["probabilities"] for answer in answers]
+        truth += labels
+    numbers, chances = np.array(truth), np.array(shares)
+    inside = numbers != IGNORED
+    if not inside.any():
+        return
+    temperature = calibration.fit_temperature(numbers[inside], chances[inside])
+    found = {"temperature": temperature, "rows": int(inside.sum())}
+    if getattr(task.config, "out_of_scope", None) is not None:
+        found["bar"] = detection.bar(chances.max(1), chances.argmax(1) == numbers, ~inside)
+    out.write_json(calibration.FILE, found)
+    out.metrics["temperature"] = temperature
 
 
 def _generation(task: Any, start: Start) -> dict[str, Any]:

@@ -13,8 +13,10 @@ Axes: E examples, K classes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -23,6 +25,7 @@ from groundup.config import Named
 from groundup.data.examples import CROPPED, Examples
 from groundup.data.packing import IGNORED, Columns, Row
 from groundup.errors import DataError, nearest
+from groundup.evaluation.metrics import calibration
 from groundup.evaluation.metrics.ratios import Ratio
 from groundup.tasks._contract import Answer
 from groundup.text.framing import Frame
@@ -32,10 +35,10 @@ from groundup.units import Share
 if TYPE_CHECKING:  # torch is imported where it is used: processes that only encode do without it
     from torch import Tensor
 
-    from groundup.nn.network import Outputs
+    from groundup.nn.network import Network, Outputs
     from groundup.text.tokenizers import Tokenizer
 
-VERSION = 1
+VERSION = 2
 
 METRICS = {
     "loss": Ratio("nats", "labels"),
@@ -68,8 +71,8 @@ class Config(Named):
     """The names of the classes, in the order of the model's outputs; sorted as found in the training rows unless
     given."""
     out_of_scope: str | None = None
-    """The label of rows that belong to none of the classes. They train nothing; the report tells how well a low
-    probability of every class gives them away."""
+    """The label of rows that belong to none of the classes. They train nothing: it is the answer where the likeliest
+    class is less probable than a bar that suits the validation rows best."""
     overlong: Literal["truncate", "drop"] = "truncate"
     """What becomes of inputs longer than the context: cut at the end (of two texts, the longer one), or left out.
     Counted in the label ledger either way."""
@@ -170,6 +173,14 @@ class Task:
         self._ids = {name: i for i, name in enumerate(self.labels)}
         self._frame = Frame.of(tokenizer, pair=config.pair is not None, context=context)
         self.pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id or 0
+        self.bar = 0.0
+        """Below this probability of the likeliest class the answer is `out_of_scope`."""
+
+    def restore(self, folder: Path, network: Network) -> None:
+        """Take back the bar that suited the validation rows of the model in a directory."""
+        path = folder / calibration.FILE
+        if self.config.out_of_scope is not None and path.is_file():
+            self.bar = float(json.loads(path.read_text(encoding="utf-8")).get("bar", 0.0))
 
     @property
     def metrics(self) -> dict[str, Ratio]:
@@ -319,7 +330,10 @@ class Task:
         if not found:
             raise DataError("an example without any text", where=str(example.get("source", "")), fix="leave it out")
         key = {"one": "label", "several": "labels", "number": "number"}[self.kind]
-        return Answer(found[0][key], found[0].get("probabilities"))
+        given, shares = found[0][key], found[0].get("probabilities")
+        if self.config.out_of_scope is not None and shares is not None and max(shares) < self.bar:
+            given = self.config.out_of_scope
+        return Answer(given, shares)
 
     def truth(self, example: Mapping[str, Any]) -> Any:
         """The label, a list of labels, or a number. Raises DataError, naming the row, where it is missing."""

@@ -55,6 +55,25 @@ def false_alarms(outside_E: Bools, strangeness_E: Floats, *, caught: float = 0.9
     return Weighted(name, len(outside_E), weigh, part, higher_is_better=False)
 
 
+def bar(confidence_E: Floats, right_E: Bools, outside_E: Bools) -> float:
+    """The confidence below which an example is best taken for an outsider; 0 where there are none.
+
+    Best is the mean of two shares: insiders answered right, and outsiders found. They count alike, since how
+    often outsiders come is not known beforehand. To be chosen on validation examples, never on the test's.
+    """
+    confidence_E, outside_E = np.asarray(confidence_E, np.float64), np.asarray(outside_E, bool)
+    if not outside_E.any() or outside_E.all():
+        return 0.0
+    order = np.argsort(confidence_E, kind="stable")
+    sure, outside, right = confidence_E[order], outside_E[order], np.asarray(right_E, bool)[order] & ~outside_E[order]
+    # Entry k: the k least sure are rejected.
+    found = np.concatenate([[0], np.cumsum(outside)]) / outside.sum()
+    answered = (right.sum() - np.concatenate([[0], np.cumsum(right)])) / (~outside).sum()
+    between = np.concatenate([[True], sure[1:] > sure[:-1], [False]])  # equally sure examples go together
+    best = int(np.where(between, found + answered, -1.0).argmax())
+    return float((sure[best - 1] + sure[best]) / 2) if best else 0.0
+
+
 def _by_tie(weights_RE: NDArray[Any], order: Ints, begins: Ints, outside: Floats) -> tuple[Floats, Floats]:
     """How many outsiders and insiders each run of equal values holds, (R, runs) each."""
     ordered_RE = weights_RE[:, order].astype(np.float64)
