@@ -46,6 +46,8 @@ COMPILE_S, COMPILE_S_PER_MODULE = 30.0, 0.5
 """What compiling takes: a start, and some for every innermost module of the network."""
 MARGIN = 1.5
 """Compiling must repay its predicted cost this many times before it is tried."""
+TRIES, TRY_S = 8, 1.0
+"""Passes by which a step is timed, and the seconds after which two will do: a choice should be the same each time."""
 MEMORY_SHARE = 0.7
 """Share of the free memory that activations may take."""
 
@@ -189,11 +191,12 @@ def activation_bytes(network: nn.Module, objective: Objective, batch: Batch, ari
 
 
 def try_step(network: nn.Module, objective: Objective, batch: Batch, arithmetic: Arithmetic) -> float:
-    """Seconds of one forward and backward pass, the best of two; weights stay as they are."""
+    """Seconds of one forward and backward pass, the best of two, of quick ones of more; weights stay as they are."""
     run, device = objectives.forward(network, objective, arithmetic), arithmetic.device
     share = objectives.shares([objective.counts(batch)], device)
-    best = float("inf")
-    for _ in range(2):
+    best, begun, tried = float("inf"), time.perf_counter(), 0
+    while tried < 2 or (tried < TRIES and time.perf_counter() - begun < TRY_S):
+        tried += 1
         start = time.perf_counter()
         loss, _ = run(objectives.to_device(batch, device), share)
         torch.autograd.backward(loss)
