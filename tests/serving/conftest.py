@@ -118,7 +118,7 @@ class Wire:
         return asyncio.run(asyncio.wait_for(ask(app, method, path, *arguments, **more), 20))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wire() -> Wire:
     """Speaks ASGI to an application."""
     return Wire()

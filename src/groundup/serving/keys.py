@@ -217,7 +217,7 @@ def read(path: Path) -> KeyFile:
         raise UserError("there is no file of keys", where=str(path), fix="groundup keys create --name NAME") from error
     except OSError as error:
         raise UserError(f"the keys cannot be read ({error.strerror})", where=str(path)) from error
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # pydantic's errors are ValueErrors
         what = f"the file of keys is broken ({str(error).splitlines()[0]})"
         raise UserError(what, where=str(path), fix="restore it, or move it away and create new keys") from error
     if os.name != "nt" and mode & 0o022:

@@ -70,6 +70,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refused, *
     scope["groundup.refusal"] = refusal.code
     if scope["type"] == "http" and has_long_body(scope):
         headers.append((b"connection", b"close"))  # what is still to come is not worth taking
+    if scope["type"] == "websocket":
         await receive()  # websocket.connect, which must be taken before it can be refused
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             busy = refusal.status == 429
