@@ -7,19 +7,19 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("prometheus_client", reason="pip install 'groundup[serve]'")
-from prometheus_client import start_http_server
-
 from groundup.deploy import grafana, kubernetes
 from groundup.serving import telemetry
 from groundup.serving.telemetry import Telemetry
@@ -117,7 +117,9 @@ def prometheus(tmp_path: Path, free_port: int) -> Iterator[tuple[str, Telemetry]
     """A Prometheus with our rules that scrapes a server's figures every fifth of a second."""
     program = needs("prometheus")
     figures = Telemetry()
-    server, thread = start_http_server(0, "127.0.0.1", registry=figures.registry)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), pages(figures))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
     (tmp_path / "alerts.yaml").write_text(kubernetes.alert_rules())
     job = {"job_name": "groundup", "static_configs": [{"targets": [f"127.0.0.1:{server.server_port}"]}]}
     config = {"global": {"scrape_interval": "200ms", "evaluation_interval": "1s"}, "rule_files": ["alerts.yaml"]}
@@ -137,6 +139,23 @@ def prometheus(tmp_path: Path, free_port: int) -> Iterator[tuple[str, Telemetry]
         thread.join()
 
 
+def pages(figures: Telemetry) -> type[BaseHTTPRequestHandler]:
+    """A server of /metrics as ours answers it, whatever format Prometheus prefers."""
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body, kind = figures.exposition()
+            self.send_response(200)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Pages
+
+
 def ask(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return json.load(answer)["data"]
@@ -151,7 +170,8 @@ def test_the_board_and_the_rules_work_on_a_live_prometheus(prometheus: tuple[str
         number += 1
         time.sleep(0.2)
         try:
-            scraped = number > 15 and bool(ask(f"{address}/query?query=groundup:engine_ready")["result"])
+            asked = urllib.parse.urlencode({"query": "count_over_time(groundup:engine_ready[1m]) > 10"})
+            scraped = bool(ask(f"{address}/query?{asked}")["result"])
         except (urllib.error.URLError, ConnectionError):
             continue
     assert scraped, "Prometheus did not come up"

@@ -41,7 +41,7 @@ def test_an_equal_candidate_is_promoted() -> None:
     made = [simulate(seed) for seed in range(30)]
     assert sum(canary.state == "promoted" for canary in made) >= 28  # alpha is 5 %
     assert all(canary.cause == "evidence" for canary in made if canary.state == "promoted")
-    assert max(canary.pairs for canary in made) < 1000
+    assert max(canary.pairs for canary in made) < 1500
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_a_candidate_that_always_fails_is_gone_after_a_dozen_requests() -> None:
 
 def test_one_just_beyond_a_threshold_is_hardly_ever_promoted_and_one_on_it_hardly_ever_judged() -> None:
     plan = Plan(most_pairs=800)
-    beyond = [simulate(seed, agreement=0.79, plan=plan) for seed in range(100)]
-    assert sum(canary.state == "promoted" for canary in beyond) <= 9  # beta is 5 %: 9 is its 97 % quantile
-    on_it = [simulate(seed, errors=0.03, plan=plan, requests=6000) for seed in range(100)]
-    assert sum(canary.cause == "errors" for canary in on_it) <= 5  # a third of alpha
+    beyond = [simulate(seed, agreement=0.79, plan=plan) for seed in range(50)]
+    assert sum(canary.state == "promoted" for canary in beyond) <= 6  # beta is 5 %: 6 is its 98 % quantile
+    on_it = [simulate(seed, errors=0.03, plan=plan, requests=6000) for seed in range(50)]
+    assert sum(canary.cause == "errors" for canary in on_it) <= 3  # a third of alpha
     assert all(canary.cause in ("undecided", "errors", "evidence") for canary in on_it if canary.state != "running")
 
 

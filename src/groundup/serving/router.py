@@ -2,8 +2,9 @@
 
 Two rules, in this order, and one bound over both:
 
-1. The replica that computed the longest beginning of this prompt last. Beginnings of 1, 2, 4, 8, … blocks
-   are remembered, so a chat that goes on finds its replica after every turn for a handful of entries.
+1. The replica that computed the longest beginning of this prompt last. Beginnings are remembered at lengths
+   that grow by a quarter, so a chat finds its replica again once a fifth of it is its own, however long the
+   system prompt that it shares with others, for some twenty entries.
 2. For a beginning nobody has computed, consistent hashing of its first blocks: replicas and prompts are
    points on a ring, and a prompt belongs to the next replica clockwise. Prompts that begin alike meet, and
    when a replica leaves only its own prompts move.
@@ -27,12 +28,14 @@ BLOCK = 32
 """Tokens of a block in the prefix cache; see `serving/blocks.py`."""
 PLACING_BLOCKS = 4
 """How many blocks place a prompt that nobody knows."""
+GROWTH = 1.25
+"""From one length that is remembered to the next."""
 POINTS = 100
 """Of each replica on the ring: their shares of the prompts then differ by a tenth or so."""
 SLACK = 1.25
 """How much more than its share of what runs a replica may have; the paper's 1 + ε."""
-REMEMBERED = 1 << 16
-"""Beginnings that are remembered; those not seen for longest are forgotten. About 10 MB."""
+REMEMBERED = 1 << 17
+"""Beginnings that are remembered; those not seen for longest are forgotten. About 25 MB."""
 
 
 class NoReplica(Exception):
@@ -117,20 +120,20 @@ class Router:
 
     def _on_ring(self, points: list[int], free: set[str]) -> str:
         """The first free replica clockwise from where the prompt's first blocks lie."""
-        placing = points[: PLACING_BLOCKS.bit_length()][-1]
+        placing = points[:PLACING_BLOCKS][-1]  # the first lengths are 1, 2, 3 and 4 blocks
         start = bisect.bisect_right(self._ring, (placing, ""))
         clockwise = (self._ring[(start + step) % len(self._ring)][1] for step in range(len(self._ring)))
         return next(replica for replica in clockwise if replica in free)
 
 
 def beginnings(model: str, adapter: str | None, ids: Sequence[int]) -> list[int]:
-    """Points of the prompt's first 1, 2, 4, 8, … blocks, as far as it has them, under a model and adapter."""
+    """Points of the prompt's first 1, 2, 3, 4, 5, 6, 8, 10, … blocks, as far as it has them."""
     digest = hashlib.blake2b(f"{model}\0{adapter or ''}\0".encode("utf-8", "surrogatepass"), digest_size=8)
     points, done, blocks = [], 0, 1
     while blocks * BLOCK <= len(ids):
         digest.update(array("q", ids[done : blocks * BLOCK]).tobytes())
         points.append(int.from_bytes(digest.digest()))
-        done, blocks = blocks * BLOCK, blocks * 2
+        done, blocks = blocks * BLOCK, max(blocks + 1, int(blocks * GROWTH))
     return points
 
 

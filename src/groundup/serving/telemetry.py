@@ -33,6 +33,7 @@ LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8
 """Seconds. Twice or so from bucket to bucket; from a small model's step to a long answer on a CPU."""
 SIZES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 """Tokens."""
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_LABELS = 100
 """Different values of one label; the rest are counted together as `other`."""
 OTHER = "other"
@@ -177,12 +178,13 @@ class Telemetry:
         seen.add(value)
         return value
 
-    def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """The body of `GET /metrics` and its content type, in the format the Accept header prefers."""
-        from prometheus_client.exposition import choose_encoder
+    def exposition(self) -> tuple[bytes, str]:
+        """The body of `GET /metrics` and its content type: Prometheus' text format, whatever was asked for.
 
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        In OpenMetrics' format prometheus-client 0.26 writes `_` for the colon of a sample's name, though not for
+        that of its family: every query would find nothing.
+        """
+        return _prometheus().generate_latest(self.registry), CONTENT_TYPE
 
     # Requests, one for each sequence that a model computes.
 

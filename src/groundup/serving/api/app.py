@@ -295,7 +295,7 @@ def _server_routes(api: Api, app: FastAPI) -> APIRouter:
         """Figures of the server for Prometheus."""
         if api.telemetry is None:
             raise ApiError(404, "no_metrics", "this server counts nothing")
-        body, kind = api.telemetry.exposition(request.headers.get("accept", ""))
+        body, kind = api.telemetry.exposition()
         return Response(body, headers={"content-type": kind})
 
     @router.get("/openapi.json")
