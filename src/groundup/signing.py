@@ -196,13 +196,14 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     if os.name != "nt" and path.stat().st_mode & 0o077:
         raise UserError("others may read the private key", where=str(path), fix=f"chmod 600 {path}")
     try:
-        key = serialization.load_pem_private_key(data, password=None)
+        key: Ed25519PrivateKey = serialization.load_pem_private_key(data, password=None)
     except TypeError as error:
         fix = f"openssl pkey -in {path} writes it without a password"
         raise UserError("the private key is encrypted", where=str(path), fix=fix) from error
     except Exception as error:  # cryptography raises errors of several kinds for what is no key
         raise UserError("this is no private key", where=str(path), fix=_MAKE) from error
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
+    is_ours = isinstance(key, ed25519.Ed25519PrivateKey)
+    if not is_ours:
         raise UserError("this is no Ed25519 key", where=str(path), fix=_MAKE)
     return key
 
@@ -211,10 +212,11 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     ed25519, serialization = _library()
     data = _key_file(path)
     try:
-        key = serialization.load_pem_public_key(data)
+        key: Ed25519PublicKey = serialization.load_pem_public_key(data)
     except Exception as error:  # as above
         raise UserError("this is no public key", where=str(path), fix="give the .pub.pem file of the signer") from error
-    if not isinstance(key, ed25519.Ed25519PublicKey):
+    is_ours = isinstance(key, ed25519.Ed25519PublicKey)
+    if not is_ours:
         raise UserError("this is no Ed25519 key", where=str(path), fix="give the .pub.pem file of the signer")
     return key
 

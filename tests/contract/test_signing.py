@@ -196,7 +196,7 @@ def test_keys_that_are_something_else_are_refused(artifact: Artifact) -> None:
         Path(name).chmod(0o600)
     for private, expected in (
         ("ec.pem", "no Ed25519 key"), ("hidden.pem", "encrypted"), ("text.pem", "no private key"),
-        (str(MINE_PUBLIC), ""), ("none.pem", "cannot be read"),
+        (str(MINE_PUBLIC), "key"), ("none.pem", "cannot be read"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=expected):
             sign(artifact, Path(private))

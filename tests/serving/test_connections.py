@@ -33,9 +33,9 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def serving(*, guarded: bool = True) -> Iterator[Any]:
+def serving(settings: ConnectionSettings = QUICK, *, guarded: bool = True) -> Iterator[Any]:
     """A server in a thread; gives it, with the address in `.place`."""
-    options = uvicorn_options(QUICK) if guarded else {"http": "h11"}
+    options = uvicorn_options(settings) if guarded else {"http": "h11"}
     config = uvicorn.Config(answer, port=0, log_level="critical", lifespan="off", **options)
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -111,7 +111,7 @@ def test_a_client_that_does_not_read_is_cut_off(guarded: bool) -> None:
 
 
 def test_one_address_holds_so_many_connections_and_no_more() -> None:
-    with serving() as server:
+    with serving(QUICK.model_copy(update={"head_time": 30.0})) as server:
         held = [socket.create_connection(server.place) for _ in range(6)]
         try:
             time.sleep(0.1)

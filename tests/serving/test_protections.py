@@ -125,7 +125,8 @@ def a_foreign_page_posts_with_the_cookie(make: Make) -> bool:
 def a_foreign_page_opens_a_websocket_with_the_cookie(make: Make) -> bool:
     world = make()
     cookie = ("cookie", world.sign_in())
-    foreign = world("WEBSOCKET", "/_page/socket", cookie, ("origin", "https://evil.example"))
+    sent = [{"type": "websocket.connect"}, {"type": "websocket.disconnect"}]
+    foreign = world("WEBSOCKET", "/_page/socket", cookie, ("origin", "https://evil.example"), sent=sent)
     return foreign.status is None and foreign.messages[-1]["type"] == "websocket.close"
 
 

@@ -151,7 +151,7 @@ class Audit:
         request_id = scope.setdefault("groundup.request_id", request_id_of(scope))
         noted: dict[str, Any] = scope.setdefault("groundup.audit", {})
         seen = _Seen(scope, request_id.encode(), send)
-        taken = seen.reading(receive, self.log.settings.max_prompt) if self._takes_prompts() else receive
+        taken = self._taken(receive, seen)
         started = self._clock()
         try:
             await self.app(scope, taken, seen.send)
@@ -164,8 +164,10 @@ class Audit:
             if self.log is not None and not is_open(scope):  # health checks come every second, and say nothing
                 self._write(self.log, scope, seen, noted | {"seconds": round(self._clock() - started, 4)})
 
-    def _takes_prompts(self) -> bool:
-        return self.log is not None and self.log.settings.prompts
+    def _taken(self, receive: Receive, seen: _Seen) -> Receive:
+        if self.log is None or not self.log.settings.prompts:
+            return receive
+        return seen.reading(receive, self.log.settings.max_prompt)
 
     def _write(self, log: AuditLog, scope: Scope, seen: _Seen, noted: dict[str, Any]) -> None:
         if "groundup.key" not in scope:
@@ -221,9 +223,8 @@ class _Seen:
 def request_id_of(scope: Scope) -> str:
     """The id a client gave its request, if it is short and plain enough for logs; otherwise a new one."""
     given = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
-    if len(given) == 1 and _REQUEST_ID.fullmatch(text := given[0].decode("latin-1")):
-        return text
-    return f"req_{uuid.uuid4().hex}"
+    text = bytes(given[0]).decode("latin-1") if len(given) == 1 else ""
+    return text if _REQUEST_ID.fullmatch(text) else f"req_{uuid.uuid4().hex}"
 
 
 def described(scope: Scope, status: int | None, digest: str | None) -> dict[str, Any]:

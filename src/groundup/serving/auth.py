@@ -114,13 +114,14 @@ class Auth:
 
     def _watched(self, scope: Scope, receive: Receive, send: Send) -> Receive:
         """`receive` of a websocket that closes it once its key has been revoked or has expired."""
-        presented, session = presented_in_headers(scope), scope.get("groundup.session")
+        presented = presented_in_headers(scope)
+        key_id, digest = scope.get("groundup.session", ("", ""))
 
         async def receive_watched() -> Message:
             message = await receive()
             if self.ring is None or message["type"] != "websocket.receive":
                 return message
-            verdict = self.ring.check(presented) if presented is not None else self.ring.renew(*session)
+            verdict = self.ring.check(presented) if presented is not None else self.ring.renew(key_id, digest)
             if verdict.principal is not None:
                 return message
             await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": f"key {verdict.problem}"})

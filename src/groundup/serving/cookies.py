@@ -146,7 +146,7 @@ async def presented_key(scope: Scope, receive: Receive, settings: SessionSetting
 
 
 async def _short_body(receive: Receive, most: int) -> bytes:
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
@@ -155,4 +155,4 @@ async def _short_body(receive: Receive, most: int) -> bytes:
         if len(body) > most:
             raise Refused(413, "body_too_large", f"a key takes less than {most} bytes")
         if not message.get("more_body", False):
-            return body
+            return bytes(body)

@@ -36,7 +36,7 @@ from groundup.config import Section
 from groundup.errors import UserError, nearest
 from groundup.units import PositiveCount
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 SCOPES = {
     "infer": "use the models",
     "admin": "load and unload models and adapters, drain the server",

@@ -11,6 +11,7 @@ import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from groundup.errors import UserError
 
@@ -122,7 +123,7 @@ def _tried(context: ssl.SSLContext, certificate: Path) -> tuple[tuple[str, ...],
     except ssl.SSLError as error:
         what = f"a TLS handshake with this certificate fails ({error.reason})"
         raise UserError(what, where=str(certificate)) from error
-    seen = theirs.getpeercert() or {}
+    seen: dict[str, Any] = dict(theirs.getpeercert() or {})
     names = tuple(str(value) for kind, value in seen.get("subjectAltName", ()) if kind in ("DNS", "IP Address"))
     return names, float(ssl.cert_time_to_seconds(str(seen["notAfter"])))
 
