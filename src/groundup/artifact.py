@@ -232,8 +232,13 @@ def open_artifact(path: str | Path) -> Artifact:
     place = Path(path)
     if place.is_file():
         target = place.read_text(encoding="utf-8", errors="replace").strip()
-        place = Path(os.path.normpath(place.parent / target)) if len(target) < 4096 else place
-    if not (place / MANIFEST).is_file():
+        is_link = len(target) < 4096 and "\n" not in target
+        place = Path(os.path.normpath(place.parent / target)) if is_link else place
+    try:
+        is_there = (place / MANIFEST).is_file()
+    except OSError:  # what the file holds is no path at all
+        is_there = False
+    if not is_there:
         raise UserError(f"no artefact at {str(path)!r}", fix="give runs/RECIPE/STAGE or a directory of the store")
     return Artifact(place.resolve())
 

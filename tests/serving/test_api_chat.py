@@ -14,6 +14,8 @@ import groundup
 
 Runs = Callable[[Coroutine[Any, Any, None]], None]
 Make = Callable[..., Path]
+CHAT = {"seed": 2, "context": 1024}
+"""A model that has something to say."""
 JSON = [("content-type", "application/json")]
 QUESTION = [{"role": "user", "content": "where did the red train go?"}]
 GREEDY = {"temperature": 0, "max_tokens": 24}
@@ -52,7 +54,7 @@ def asked(serve_api: Any, make_model: Make, wire: Any, runs: Runs) -> Callable[.
 
     def run(test: Callable[[Asking], Coroutine[Any, Any, None]], **settings: Any) -> None:
         async def body() -> None:
-            models = {"chat": make_model("chat"), "plain": make_model()}
+            models = {"chat": make_model("chat", **CHAT), "plain": make_model()}
             async with serve_api(models, **settings) as app:
                 await test(Asking(wire, app))
 
@@ -62,7 +64,7 @@ def asked(serve_api: Any, make_model: Make, wire: Any, runs: Runs) -> Callable[.
 
 
 def test_a_chat_is_answered_as_the_library_answers(asked: Any, make_model: Make) -> None:
-    model = groundup.load(make_model("chat"), device="cpu")  # type: ignore[operator]
+    model = groundup.load(make_model("chat", **CHAT), device="cpu")  # type: ignore[operator]
     wanted = model.chat(QUESTION, temperature=0, max_new_tokens=24)
 
     async def test(ask: Asking) -> None:
@@ -268,7 +270,7 @@ BAD: list[tuple[str, dict[str, Any], str | None, int]] = [
     ("chat", {"top_logprobs": 21}, "top_logprobs", 400),
     ("chat", {"model": "nobody"}, "model", 404),
     ("chat", {"model": "plain"}, "model", 400),
-    ("chat", {"messages": [{"role": "user", "content": "x " * 4000}]}, "messages", 400),
+    ("chat", {"messages": [{"role": "user", "content": "x " * 9000}]}, "messages", 400),
     ("chat", {"messages": [{"role": "user", "content": "x" * 3_000_000}]}, "messages", 400),
     ("plain", {"best_of": 3}, "best_of", 400),
     ("plain", {"prompt": [999_999]}, "prompt", 400),

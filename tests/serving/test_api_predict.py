@@ -19,6 +19,8 @@ from groundup.serving.offline import predict
 from groundup.serving.service import service
 
 Make = Callable[..., Path]
+CHAT = {"seed": 2, "context": 1024}
+"""A model that has something to say."""
 
 
 def written(path: Path, rows: list[Any]) -> Path:
@@ -45,7 +47,7 @@ def test_rows_of_every_task(make_model: Make, rows_of: Any, task: str) -> None:
 
 
 def test_texts_and_chats(make_model: Make) -> None:
-    path = make_model("chat")
+    path = make_model("chat", **CHAT)
     model = groundup.load(path, device="cpu")  # type: ignore[operator]
     chat = [{"role": "user", "content": "where?"}]
     rows = ["the red train", {"prompt": "去", "max_tokens": 3}, {"id": 7, "messages": chat}, {"messages": []}, {"x": 1}]

@@ -14,6 +14,8 @@ from groundup.serving.keys import KeyLimits, Principal
 
 Runs = Callable[[Coroutine[Any, Any, None]], None]
 Make = Callable[..., Path]
+CHAT = {"seed": 2, "context": 1024}
+"""A model that has something to say."""
 JSON = [("content-type", "application/json")]
 
 
@@ -28,7 +30,7 @@ def asked(serve_api: Any, make_model: Make, wire: Any, runs: Runs) -> Callable[.
 
     def run(test: Callable[[Any, Any], Coroutine[Any, Any, None]]) -> None:
         async def body() -> None:
-            async with serve_api({"plain": make_model(), "chat": make_model("chat")}) as app:
+            async with serve_api({"plain": make_model(), "chat": make_model("chat", **CHAT)}) as app:
 
                 async def ask(method: str, path: str, body: Any = None, headers: Any = JSON, **more: Any) -> Any:
                     data = b"" if body is None else json.dumps(body).encode()

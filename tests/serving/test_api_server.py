@@ -24,6 +24,8 @@ openai = pytest.importorskip("openai", reason="pip install 'groundup[dev]'")
 pytest.importorskip("uvicorn", reason="pip install 'groundup[serve]'")
 
 Make = Callable[..., Path]
+CHAT = {"seed": 2, "context": 1024}
+"""A model that has something to say."""
 QUESTION = [{"role": "user", "content": "where did the red train go?"}]
 
 
@@ -83,7 +85,7 @@ class Server:
 def server(make_model: Make, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a chat model, a plain one, a classifier and an encoder."""
     tasks = ("chat", "language_modeling", "text_classification", "embedding")
-    models = [f"--model={task}={make_model(task)}" for task in tasks]
+    models = [f"--model={task}={make_model(task, **CHAT if task == 'chat' else {})}" for task in tasks]
     started = Server(tmp_path_factory.mktemp("server"), *models, "--cache", "16MiB", "--max-queue", "8")
     yield started
     log = started.end()
@@ -92,7 +94,7 @@ def server(make_model: Make, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_the_official_client_chats(server: Server, make_model: Make) -> None:
-    wanted = groundup.load(make_model("chat"), device="cpu").chat(QUESTION, temperature=0, max_new_tokens=20)  # type: ignore[operator]
+    wanted = groundup.load(make_model("chat", **CHAT), device="cpu").chat(QUESTION, temperature=0, max_new_tokens=20)  # type: ignore[operator]
     with server.client() as client:
         given = {"model": "chat", "messages": QUESTION, "temperature": 0, "max_completion_tokens": 20}
         found = client.chat.completions.create(**given, logprobs=True, top_logprobs=2)

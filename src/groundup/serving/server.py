@@ -93,8 +93,8 @@ def serve(service: Service, place: Place, *, ready: Callable[[str], None]) -> No
         raise MissingExtra(error.name or "fastapi", "serve", needed_for="a server") from error
     logs.configure(form=place.log_format)
     examine(service, place)
-    certificate = _certificate(place)
-    with contextlib.closing(_listening(service)) as opened:
+    certificate = certificate_of(place)
+    with contextlib.closing(listening(service)) as opened:
         asyncio.run(_Server(service, place, certificate, opened, ready).run())
 
 
@@ -121,12 +121,12 @@ class _Server:
         settings = self.service.settings
         self.telemetry.expect(models=self.service.models, engines=[str(n) for n in range(settings.replicas)])
         async with contextlib.AsyncExitStack() as stack:
-            guards = stack.enter_context(contextlib.closing(self._guards()))
+            guards = stack.enter_context(contextlib.closing(guards_of(self.service, self.place, self.telemetry)))
             client = await stack.enter_async_context(self._engines())
             api = await self._load(client, guards)
             server = self._front(api, guards, client.rolling_restart)
             await stack.enter_async_context(_beside(self._keep_figures()))
-            _on_signals(partial(self._end, server))
+            on_signals(partial(self._end, server))
             await server.serve(sockets=[self.socket])
 
     # ------------------------------------------------------------------------------ the engines
@@ -199,17 +199,6 @@ class _Server:
 
     # ------------------------------------------------------------------------------ the front
 
-    def _guards(self) -> Guards:
-        settings = self.service.settings
-        return Guards(
-            settings.security,
-            keys=self.place.keys,
-            usage=self.place.state / "usage.sqlite",
-            bind=settings.host,
-            rejected=self.telemetry.rejected,
-            complain=log.warning,
-        )
-
     def _front(self, api: Api, guards: Guards, restart: Callable[[], Awaitable[None]]) -> uvicorn.Server:
         from groundup.serving.api.app import create_app
 
@@ -219,14 +208,11 @@ class _Server:
             self._end(drained[0])
 
         app = create_app(api, state=self.place.state, is_ready=self._is_ready, drain=drain, restart=restart)
-        server = _uvicorn(Observed(guards.protect(app), self.telemetry), self.service, self.certificate, self._is_up)
+        watched = Observed(guards.protect(app), self.telemetry)
+        is_up = partial(self.ready, address_of(self.socket, self.certificate))
+        server = web_server(watched, self.service, self.certificate, is_up)
         drained.append(server)
         return server
-
-    def _is_up(self) -> None:
-        host, port = self.socket.getsockname()[:2]
-        scheme = "https" if self.certificate is not None else "http"
-        self.ready(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
 
     def _end(self, server: uvicorn.Server) -> None:
         """Begin the end: no new work, and what runs has its grace time. Asked twice, it does not wait."""
@@ -237,9 +223,22 @@ class _Server:
             supervisor.client.drain()
 
 
-def _uvicorn(
+def guards_of(service: Service, place: Place, telemetry: Telemetry) -> Guards:
+    """What stands in front of a service's application. Close it at the end."""
+    return Guards(
+        service.settings.security,
+        keys=place.keys,
+        usage=place.state / "usage.sqlite",
+        bind=service.settings.host,
+        rejected=telemetry.rejected,
+        complain=log.warning,
+    )
+
+
+def web_server(
     app: Any, service: Service, certificate: tls.Certificate | None, is_up: Callable[[], None]
 ) -> uvicorn.Server:
+    """uvicorn for an application; `is_up` is called once it answers."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -269,7 +268,7 @@ def _uvicorn(
     return Server(config)
 
 
-def _listening(service: Service) -> socket.socket:
+def listening(service: Service) -> socket.socket:
     """The socket of the server, bound and not yet open. Raises UserError for an address that cannot be had."""
     settings = service.settings
     try:
@@ -285,7 +284,15 @@ def _listening(service: Service) -> socket.socket:
     return opened
 
 
-def _certificate(place: Place) -> tls.Certificate | None:
+def address_of(opened: socket.socket, certificate: tls.Certificate | None) -> str:
+    """The address of a socket, as clients write it."""
+    host, port = opened.getsockname()[:2]
+    scheme = "https" if certificate is not None else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def certificate_of(place: Place) -> tls.Certificate | None:
+    """The certificate that was asked for, tried. Raises UserError for one that is of no use."""
     if place.tls_cert is None and place.tls_key is None:
         return None
     if place.tls_cert is None or place.tls_key is None:
@@ -308,7 +315,8 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await task
 
 
-def _on_signals(end: Callable[[], None]) -> None:
+def on_signals(end: Callable[[], None]) -> None:
+    """Call `end` in the running loop at SIGINT and SIGTERM."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         try:

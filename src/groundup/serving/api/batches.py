@@ -72,7 +72,8 @@ class Batch:
 
     def at(self, status: str, **changes: Any) -> Batch:
         """The job in its next state, the time noted."""
-        return replace(self, status=status, **{f"{status}_at": now()}, **changes)
+        noted: dict[str, Any] = {f"{status}_at": now()}
+        return replace(self, status=status, **noted, **changes)
 
 
 class Batches:

@@ -166,8 +166,8 @@ class _Observed:
     """What the figures of the server are told of one answer."""
 
     def __init__(self, api: Api, caller: Caller, order: Order, number: int) -> None:
-        self.telemetry, self.id, self.end = api.telemetry, f"{caller.request_id}-{id(order):x}-{number}", None
-        self.end: Finished | None
+        self.telemetry, self.id = api.telemetry, f"{caller.request_id}-{id(order):x}-{number}"
+        self.end: Finished | None = None
         if self.telemetry is not None:
             self.telemetry.request_started(
                 self.id,
@@ -184,8 +184,14 @@ class _Observed:
     def finished(self, end: Finished) -> None:
         self.end = end
         if self.telemetry is not None:
-            times = {"queue_s": end.queue_s, "prefill_s": end.prefill_s, "decode_s": end.decode_s}
-            self.telemetry.request_finished(self.id, end.reason, cached_tokens=end.cached_tokens, **times)
+            self.telemetry.request_finished(
+                self.id,
+                end.reason,
+                cached_tokens=end.cached_tokens,
+                queue_s=end.queue_s,
+                prefill_s=end.prefill_s,
+                decode_s=end.decode_s,
+            )
 
     def left(self) -> None:
         """Said at the end whatever happened; the first that is said of an end counts."""
@@ -206,10 +212,13 @@ async def merged(
     tasks = [asyncio.create_task(_pour(source, place, ready)) for place, source in enumerate(sources)]
     try:
         for _ in range(len(tasks)):
-            while (item := (await ready.get()))[1] is not None:
-                if isinstance(item[1], Exception):
-                    raise item[1]
-                yield item[0], item[1]
+            while True:
+                place, found = await ready.get()
+                if found is None:
+                    break
+                if isinstance(found, Exception):
+                    raise found
+                yield place, found
     finally:
         for task in tasks:
             task.cancel()

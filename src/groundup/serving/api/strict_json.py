@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 from groundup.serving.api.errors import ApiError, bad
@@ -42,8 +43,8 @@ def parse(body: bytes, *, deepest: int = DEEPEST) -> Any:
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        counts = Counter(name for name, _ in pairs)
+        twice = counts.most_common(1)[0][0]
         raise _refused(f"the name {twice[:80]!r} is given twice in one object")
     return found
 
@@ -68,8 +69,8 @@ def _number(text: str) -> float:
 
 def _require_sane(value: Any, deepest: int) -> None:
     """Raise ApiError for what is nested too deep, and for strings that hold half of a character."""
-    level = [value]
-    for _ in range(deepest + 1):
+    level, depth = [value], 0
+    while level:
         inner: list[Any] = []
         for item in level:
             if isinstance(item, str):
@@ -79,10 +80,10 @@ def _require_sane(value: Any, deepest: int) -> None:
                 inner += item.values()
             elif isinstance(item, list):
                 inner += item
-        if not inner:
-            return
+        depth += any(isinstance(item, dict | list) for item in level)
+        if depth > deepest:
+            raise _refused(f"it is nested deeper than {deepest} levels")
         level = inner
-    raise _refused(f"it is nested deeper than {deepest} levels")
 
 
 def _require_whole(text: str) -> None:

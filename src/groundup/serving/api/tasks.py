@@ -38,12 +38,13 @@ async def tag(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
     """For each row its `tokens` and `tags`, and the `spans` that these make: label, first token, last, text."""
     served = _served(api, caller, body.model, "tag")
     column = served.facts.columns.get("tokens", "tokens")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in _listed(body.input):
         # A text is cut here, so that the answer can say into what.
         rows.append({column: tagged.words(row)} if isinstance(row, str) else dict(row))
-        if column not in rows[-1] and isinstance(rows[-1].get("text"), str):
-            rows[-1][column] = tagged.words(rows[-1]["text"])
+        text = rows[-1].get("text")
+        if column not in rows[-1] and isinstance(text, str):
+            rows[-1][column] = tagged.words(text)
     found = await _asked(api, caller, served, rows, body.timeout)
     for row, one in zip(rows, found["data"], strict=True):
         tokens = row[column]

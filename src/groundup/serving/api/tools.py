@@ -88,10 +88,10 @@ class CallForm:
         if self.is_list:
             one = {"type": "array", "items": one, "minItems": 1} | ({} if several else {"maxItems": 1})
         opening, closing = self._literal(self.opening), self._literal(self.closing)
-        # Templates of ChatML set the object on a line of its own; whoever was trained otherwise is free to do so.
+        # ChatML's templates set the object on a line of its own, Mistral's put a space before it.
         parts = [part for part in (opening, "blank", "call", "blank", closing) if part]
         repeated = "+" if several and self.opening and not self.is_list else ""
-        rules = [f"start: (group){repeated}", f"group: {' '.join(parts)} blank", 'blank: "\\n"?']
+        rules = [f"start: (group){repeated}", f"group: {' '.join(parts)} blank", 'blank: (" " | "\\n")?']
         return "\n".join([*rules, f"call: %json {json.dumps(one)}"])
 
     def _literal(self, text: str) -> str:
@@ -141,8 +141,9 @@ def _read_off(prompt: Prompt, turn: str) -> CallForm | None:
         entry = value[0] if isinstance(value, list) and value else value
         keys = {_kind(item): key for key, item in entry.items()} if isinstance(entry, Mapping) else {}
         if {"name", "arguments"} <= keys.keys():
-            closing = _before_the_end(prompt, turn[end:])
-            opening = turn[:start].strip()
+            # One mark before and one after: what else a turn begins with (thoughts, empty here) is not the call's.
+            opening = "".join(turn[:start].split()[-1:])
+            closing = "".join(_before_the_end(prompt, turn[end:]).split()[:1])
             specials = _specials(prompt, opening + closing)
             return CallForm(opening, closing, keys["name"], keys["arguments"], isinstance(value, list), specials)
     return None
@@ -178,6 +179,8 @@ class CallReader:
         self.form, self.names, self.several = form, names, several
         self.found: list[Call] = []
         self._held = ""
+        self._tried = 0
+        """Characters of what is held inside an opening that were read before, and are no whole value yet."""
         self._is_inside = False
         """Whether what is held follows an opening."""
         self._is_plain = False
@@ -203,12 +206,15 @@ class CallReader:
         if not self._is_inside:
             return self._outside(shown)
         text = self._held.lstrip()
-        if not text or not self._may_be_whole(text):
+        # Tried only when something ended since the last time: a long call is not read anew for each of its tokens.
+        if not any(mark in text[self._tried :] for mark in "]}"):
             return False
         try:
             value, end = _DECODER.raw_decode(text)
         except ValueError:
+            self._tried = len(text)
             return False
+        self._tried = 0
         made = self.form.calls(value, self.names)
         if made is None or (self.found and not self.several):
             shown.append(self.form.opening + self._held[: len(self._held) - len(text) + end])
@@ -218,10 +224,6 @@ class CallReader:
             calls += kept
         self._held, self._is_inside = text[end:], False
         return True
-
-    def _may_be_whole(self, text: str) -> bool:
-        """Whether as many objects have ended as have begun: cheap to say, and right but for braces in strings."""
-        return text.count("}") >= text.count("{") if text[0] in "[{" else False
 
     def _outside(self, shown: list[str]) -> bool:
         form = self.form
