@@ -167,9 +167,9 @@ def test_a_burst_does_not_starve_the_probe(make_model: Make, runs: Runs) -> None
     async def body() -> None:
         async with engine() as (client, _, _):
             await client.load("m", str(make_model()), Options(device="cpu", cache_bytes=8 << 20, max_sequences=2))
-            health = Health(client, every_s=0.05, fresh_s=2.0)
+            health = Health(client, every_s=0.05, fresh_s=5.0)
             task = asyncio.create_task(health.run())
-            burst = [asyncio.create_task(text(client, [5, i % 50], LONG)) for i in range(60)]
+            burst = [asyncio.create_task(text(client, [5, i], LONG | {"max_new_tokens": 100})) for i in range(24)]
             await until(lambda: health.is_ready, 10)
             while not all(one.done() for one in burst):
                 assert health.is_ready

@@ -30,6 +30,7 @@ frames = st.one_of(
         texts,
         ids,
         sampling=st.dictionaries(texts, plain, max_size=3),
+        stop_ids=ids,
         grammar=st.none() | texts,
         priority=st.integers(-5, 5),
         deadline_s=st.none() | st.floats(0, 1e6),

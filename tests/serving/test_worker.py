@@ -312,10 +312,12 @@ def test_a_reader_that_stops_reading_holds_the_engine_and_loses_nothing(make_mod
     ours.sendall(wire.encode(wire.Load(1, "m", str(make_model()), OPTIONS.as_data())))
     until("Loaded", 1)
     sampling = {"max_new_tokens": 200, "ignore_eos": True, "logprobs": 5}
-    for number in range(30):
-        ours.sendall(wire.encode(wire.Generate("m", [5, 9], sampling | {"seed": number}, id=10 + number)))
+    asked = [wire.Generate("m", [5, 9], sampling | {"seed": number}, id=10 + number) for number in range(30)]
+    sending = threading.Thread(target=ours.sendall, args=(b"".join(map(wire.encode, asked)),))
+    sending.start()
     threading.Event().wait(1.0)
     until("Finished", 30)
+    sending.join()
     counts = dict.fromkeys(range(10, 40), 0)
     for frame in got:
         if isinstance(frame, wire.Tokens):

@@ -185,6 +185,8 @@ class EngineClient:
             while data := await reader.read(READ):
                 for frame in frames.feed(data):
                     self._take(frame)
+        except (ConnectionResetError, BrokenPipeError):  # it ended with frames unread
+            pass
         except (OSError, wire.WireError) as error:
             why = f"the connection to the engine broke: {error}"
         finally:

@@ -223,10 +223,12 @@ def facts_of(checked: Checked) -> Facts:
     settings = _json(folder / "tokenizer_config.json")
     roles = {} if section is None else ROLES.get(section.name, {})
     columns = {role: getattr(section, setting) for role, setting in roles.items()}
+    if kind == "embed" and not columns:
+        columns = {"text": "text"}
     return Facts(
         folder=str(folder),
         kind=kind,
-        task="embedding" if section is None and kind == "embed" else section.name if section else "language_modeling",
+        task=section.name if section else {"embed": "embedding"}.get(kind, "language_modeling"),
         family=str(given.get("model_type")),
         digest=checked.digest,
         context=_context(kind, given, settings, folder),
@@ -237,7 +239,7 @@ def facts_of(checked: Checked) -> Facts:
         token_bytes=_token_bytes(given) if kind == "generate" else 0,
         chats=kind == "generate" and read_templates(folder, settings) is not None,
         labels=tuple(getattr(section, "labels", None) or ()),
-        columns={role: column for role, column in columns.items() if column} or {"text": "text"} * (kind == "embed"),
+        columns={role: column for role, column in columns.items() if column},
         licences=dict(checked.manifest.get("licences", {})),
         signed_by=checked.signed_by,
     )
