@@ -254,7 +254,7 @@ def test_a_rolling_restart_waits_for_what_runs_and_loads_what_was_there(count: i
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models") / "tiny"
     gpt = catalog.load("models", "gpt")
-    hugging_face.save(place, create(gpt, gpt.Config(**gpt.TINY | {"vocab_size": 300}), "language", seed=3))
+    hugging_face.save(place, create(gpt, gpt.Config(**gpt.TINY | {"vocab_size": 300, "context": 256}), "language", seed=3))
     engine = build("bpe")
     finish(engine, "bpe")
     Tokenizer.of_roles(engine, SPECIALS["bpe"]).save(place)
