@@ -213,7 +213,7 @@ def test_depth_is_that_of_the_parsed_value(value: Any, ascii_only: bool, indente
     deepest = depth(value)
     require_shallow(body, max(1, deepest))
     if deepest > 1:
-        with pytest.raises(Refused, match=f"nested {deepest} levels"):
+        with pytest.raises(Refused, match="nested more than"):
             require_shallow(body, deepest - 1)
 
 

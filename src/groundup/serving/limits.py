@@ -108,7 +108,10 @@ class Limits:
             received = _counted(receive, most, settings, answer)
         else:
             body = await read_body(receive, most, settings)
-            require_shallow(body, settings.max_depth)
+            if len(body) <= _PIECE:
+                require_shallow(body, settings.max_depth)
+            else:  # takes up to a tenth of a second: others' tokens should not wait for it
+                await asyncio.to_thread(require_shallow, body, settings.max_depth)
             received = _replayed(body, receive)
         await in_time(self._answered(scope, received, answer), settings.max_time, answer)
 
@@ -198,14 +201,17 @@ def require_shallow(body: bytes, most: int) -> None:
     if b"\0" in body:
         raise Refused(400, "invalid_json", "the body is not JSON in UTF-8")
     marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, delete=_NO_MARKS)
-    codes = np.frombuffer(marks, dtype=np.uint8)
-    is_outside = np.cumsum(codes == ord('"'), dtype=np.int32) % 2 == 0
-    steps = _STEPS[codes] * is_outside
-    depth = int(np.cumsum(steps, dtype=np.int32).max(initial=0))
-    if depth > most:
-        raise Refused(400, "nested_too_deep", f"the body is nested {depth} levels deep; {most} are allowed")
+    quotes = depth = 0
+    for start in range(0, len(marks), _PIECE):  # piece by piece, so that the first that is too deep ends it
+        codes = np.frombuffer(marks, np.uint8, count=min(_PIECE, len(marks) - start), offset=start)
+        seen = np.cumsum(codes == ord('"'), dtype=np.int32) + quotes
+        depths = np.cumsum(_STEPS[codes] * (seen % 2 == 0), dtype=np.int32) + depth
+        if depths.max() > most:
+            raise Refused(400, "nested_too_deep", f"the body is nested more than {most} levels deep")
+        quotes, depth = int(seen[-1]), int(depths[-1])
 
 
+_PIECE = 64 << 10
 _NO_MARKS = bytes(code for code in range(256) if code not in b'"[]{}')
 _STEPS = np.array([(code in b"[{") - (code in b"]}") for code in range(256)], dtype=np.int8)
 
