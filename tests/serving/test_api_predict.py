@@ -66,10 +66,9 @@ def test_a_stopped_run_goes_on(make_model: Make, monkeypatch: pytest.MonkeyPatch
     given = {"max_tokens": 2}
     predict(path, source, Path("whole.jsonl"), given=given)
     calls = iter(range(10_000))
-    monkeypatch.setattr(offline, "interrupt_requested", lambda: next(calls) >= 30)
-    with pytest.raises(Interrupted, match="of 200 rows"):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="of 200 rows"):
+        patched.setattr(offline, "interrupt_requested", lambda: next(calls) >= 30)
         predict(path, source, target, given=given)
-    monkeypatch.undo()
     part = Path("out.jsonl.part")
     before = part.read_text()
     assert 30 <= before.count("\n") < 200 and not target.exists()

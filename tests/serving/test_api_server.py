@@ -36,10 +36,11 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "groundup", "serve", "--port", "0", "--json", "--threads", "1", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.log = (folder / "log.txt").open("w+")
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=self.log, text=True
-        )
+        self.log = folder / "log.txt"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the server did not start: {self.end()}"
@@ -47,7 +48,8 @@ class Server:
         self.url, self.key = ready["url"], ready["key"]
 
     def client(self, **more: Any) -> Any:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **{"max_retries": 0, "timeout": 60} | more)
+        given = {"base_url": f"{self.url}/v1", "api_key": self.key, "max_retries": 0, "timeout": 60}
+        return openai.OpenAI(**given | more)
 
     def get(self, path: str, key: str | None = "") -> tuple[int, str]:
         """The status and body of a GET."""
@@ -77,8 +79,9 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(number)
             self.process.wait(60)
-        self.log.seek(0)
-        return self.log.read()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return self.log.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def test_classes(asked: Any, make_model: Make, rows_of: Any) -> None:
             assert one["label"] == expected["label"]
             assert one["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
         texts = answers(await post("/v1/classify", model="text_classification", input=[row["text"] for row in rows]))
-        assert texts == pytest.approx(found) or [t["label"] for t in texts] == [f["label"] for f in found]
+        assert [one["label"] for one in texts] == [one["label"] for one in found]
         alone = answers(await post("/v1/classify", model="text_classification", input=rows[0]["text"]))
         assert alone[0]["label"] == found[0]["label"]
 

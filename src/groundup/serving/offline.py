@@ -84,6 +84,7 @@ async def _predict(
         if adapter is not None:
             served = await registry.load_adapter("adapter", str(adapter), NAME)
         api = Api(client, registry, Settings(max_time=WEEK_S, max_new_tokens=1 << 20, max_rows=1 << 20))
+        answer = _answerer(api, served, given)
         done = _begun(part, {"model": served.digest, "input": digest_file(source), "given": given})
         failed = sum("error" in entry for entry in done)
         total = sum(1 for _ in _lines(source))
@@ -91,7 +92,7 @@ async def _predict(
         size = 1 if served.facts.kind == "generate" else ROWS
         rest = _grouped(islice(_rows(source), written, None), size)
         with part.open("a", encoding="utf-8") as file:
-            async for answers in _in_order(rest, _answerer(api, served, given), AT_ONCE[served.facts.kind]):
+            async for answers in _in_order(rest, answer, AT_ONCE[served.facts.kind]):
                 for answer in answers:
                     file.write(json.dumps(answer, ensure_ascii=False) + "\n")
                 file.flush()
@@ -107,7 +108,7 @@ async def _predict(
 def _begun(part: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
     """The answers that an earlier run left. Raises UserError if they are answers to something else."""
     place = part.with_name(f"{part.name}.json")
-    if part.is_file() and place.is_file():
+    if part.is_file() and part.stat().st_size and place.is_file():
         before = json.loads(place.read_text(encoding="utf-8"))
         changed = [name for name, value in described.items() if before.get(name) != value]
         if changed:
