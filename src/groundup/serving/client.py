@@ -200,7 +200,8 @@ class EngineClient:
         self._writer = None
         for queue in self._pending.values():
             queue.put_nowait(self._absent())
-        for waiting in (*self._pings.values(), *([self._ready] if self._ready else [])):
+        futures: list[asyncio.Future[Any]] = [*self._pings.values(), *([self._ready] if self._ready else [])]
+        for waiting in futures:
             if not waiting.done():
                 waiting.set_exception(self._absent())
                 waiting.exception()  # nobody may be waiting any more
@@ -297,7 +298,8 @@ class EngineClient:
         What cannot be loaded any more is let go and its fault returned. Raises EngineGone.
         """
         faults: list[EngineFault] = []
-        for frame in [*self._loads.values(), *self._adapter_loads.values()]:
+        frames: list[wire.Load | wire.LoadAdapter] = [*self._loads.values(), *self._adapter_loads.values()]
+        for frame in frames:
             try:
                 await self._ask(frame, wire.Loaded)
             except EngineGone:

@@ -152,7 +152,7 @@ class Answer(Frame):
 
     def as_data(self) -> dict[str, Any]:
         """The frame as plain data; which columns of which rows were bytes is said beside them."""
-        blobs = [[i, name] for i, row in enumerate(self.rows) for name, value in row.items() if type(value) is bytes]
+        blobs = [(i, name) for i, row in enumerate(self.rows) for name, value in row.items() if type(value) is bytes]
         if not blobs:
             return super().as_data()
         rows = [dict(row) for row in self.rows]

@@ -281,7 +281,8 @@ def main() -> None:
 
 
 def _from_stdin() -> socket.socket:
-    assert sys.platform == "win32", "elsewhere the socket is inherited"
+    if sys.platform != "win32":
+        raise OSError("elsewhere the socket is inherited: give --socket")
     return socket.fromshare(sys.stdin.buffer.read())
 
 
