@@ -8,11 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from groundup.serving import keys
 from groundup.serving.connections import ConnectionSettings, uvicorn_options
+from groundup.serving.security import Guards, SecuritySettings
 
 uvicorn = pytest.importorskip("uvicorn", reason="the server: pip install 'groundup[serve]'")
 QUICK = ConnectionSettings(head_time=0.3, stall_time=0.5, idle=5, per_address=4, max_head=8192)
@@ -33,10 +38,10 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def serving(settings: ConnectionSettings = QUICK, *, guarded: bool = True) -> Iterator[Any]:
+def serving(limits: ConnectionSettings = QUICK, *, guarded: bool = True, app: Any = answer) -> Iterator[Any]:
     """A server in a thread; gives it, with the address in `.place`."""
-    options = uvicorn_options(settings) if guarded else {"http": "h11"}
-    config = uvicorn.Config(answer, port=0, log_level="critical", lifespan="off", **options)
+    options = uvicorn_options(limits) if guarded else {"http": "h11"}
+    config = uvicorn.Config(app, log_level="critical", lifespan="off", **options)
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     server.place = listener.getsockname()
@@ -137,3 +142,76 @@ def test_a_head_without_end_takes_no_memory() -> None:
         connection.settimeout(1)
         with suppress(ConnectionError):
             assert connection.recv(20).startswith(b"HTTP/1.1 4")
+
+
+def test_a_websocket_is_no_slow_head_and_holds_no_place_of_a_connection() -> None:
+    why = "uvicorn speaks websockets with it: pip install websockets"
+    connect = pytest.importorskip("websockets.sync.client", reason=why).connect
+
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    with serving(app=echo) as server:
+        url = "ws://{}:{}/s".format(*server.place)
+        for _ in range(QUICK.per_address + 1):
+            with connect(url) as one:
+                one.send("first")
+                assert one.recv(timeout=5) == "first"
+        with connect(url) as one:
+            time.sleep(2 * QUICK.head_time)
+            one.send("late")
+            assert one.recv(timeout=5) == "late"
+
+
+def test_a_body_without_end_is_not_taken_from_strangers() -> None:
+    keys.create(Path("keys.json"), "a")
+    guards = Guards(SecuritySettings(), keys=Path("keys.json"))
+    with serving(app=guards.protect(answer)) as server, socket.create_connection(server.place) as connection:
+        connection.sendall(b"POST /v1/x HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+        connection.settimeout(5)
+        reply, sent = b"", 0
+        with suppress(ConnectionError):
+            while sent < BIG:
+                connection.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+                sent += 0x10000
+        with suppress(ConnectionError):
+            reply = connection.recv(4096)
+        assert sent < BIG, "the connection was closed"
+        assert reply == b"" or reply.startswith(b"HTTP/1.1 401")
+
+
+PIECES = [
+    *(b"GET / HTTP/1.1\r\n", b"POST /session HTTP/1.1\r\n", b"GET http://evil/ HTTP/1.1\r\n", b"GET * HTTP/1.0\r\n"),
+    *(b"host: localhost\r\n", b"content-length: 5\r\n", b"content-length: 99\r\n", b"transfer-encoding: chunked\r\n"),
+    *(b"cookie: a\xff\r\n", b"upgrade: websocket\r\nconnection: upgrade\r\n", b" folded\r\n", b"\r\n", b"\x00"),
+    *(b"5\r\nhello\r\n", b"0\r\n\r\n"),
+]
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=200) | st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join))
+def test_whatever_bytes_come_the_server_goes_on(open_server: Any, sent: bytes) -> None:
+    with socket.create_connection(open_server.place) as connection, suppress(ConnectionError):
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(5)
+        reply = b""
+        while piece := connection.recv(4096):
+            reply += piece
+        assert b"HTTP/1.1 5" not in reply, reply
+    with socket.create_connection(open_server.place) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        connection.settimeout(5)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A guarded server for all examples."""
+    file = tmp_path_factory.mktemp("keys") / "keys.json"
+    keys.create(file, "a")
+    with serving(QUICK, app=Guards(SecuritySettings(), keys=file).protect(answer)) as server:
+        yield server
