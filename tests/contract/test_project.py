@@ -56,7 +56,8 @@ def imported_by(folder: str) -> dict[str, str]:
 def distributions() -> dict[str, set[str]]:
     """Import name to the packages that provide it, in lower case."""
     found = {
-        name: {each.lower() for each in providers} for name, providers in metadata.packages_distributions().items()
+        name: {each.lower().replace("_", "-") for each in providers}
+        for name, providers in metadata.packages_distributions().items()
     }
     return found | {"pydantic_core": {"pydantic"}}  # pinned by pydantic to the very release
 
