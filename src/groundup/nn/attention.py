@@ -2,11 +2,11 @@
 
 A backbone computes queries, keys and values and calls `attend(q, k, v, layer)`. What may be seen is
 the context's business: everything before (`Causal`), everything (`Bidirectional`), only one's own
-document (`Documents`, `Ragged`), or what a cache holds (`Cached`). Masks are made once, when the context is,
-and shared by all layers. Targets look at their source in the same way: keys and values then come from
+document (`Documents`, `Ragged`), or what a cache holds (`Cached`, `Flat`). Masks are made once, when the
+context is, and shared by all layers. Targets look at their source in the same way: keys and values then come from
 other tokens than queries do (`Bidirectional`, `RaggedAcross`, `Beams`).
 
-Axes: B rows, T tokens, S cached slots, H query heads, G key-value heads (H is a multiple of G),
+Axes: B rows, T tokens, S cached slots, H query heads, G key-value heads (H is a multiple of G), J = H / G,
 K dimensions of a head.
 """
 
@@ -151,6 +151,7 @@ class Cached:
         self.seen = max(starts) + length
         steps_T = torch.arange(length, device=cache.device)
         self.positions_BT = torch.tensor(list(starts), device=cache.device)[:, None] + steps_T
+        self.places_N = cache.places(self.rows, self.positions_BT)
         # A prompt at the start needs no mask, nor does one new token for rows that are equally long.
         self.causal = length > 1 and not any(starts)
         self.mask = None
@@ -159,12 +160,40 @@ class Cached:
             self.mask = additive((slots_S <= self.positions_BT[:, :, None])[:, None], cache.dtype)
 
     def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
-        self.cache.write(layer, self.rows, self.positions_BT, k_BTGK, v_BTGK)
+        self.cache.put(layer, self.places_N, k_BTGK, v_BTGK)
         k_BGSK, v_BGSK = self.cache.read(layer, self.rows, self.seen)
         k_BSGK, v_BSGK = k_BGSK.transpose(1, 2), v_BGSK.transpose(1, 2)
         if self.causal:
             return attend_causally(q_BTHK, k_BSGK, v_BSGK, dropout=dropout)
-        return scaled_dot_product(q_BTHK, k_BSGK, v_BSGK, mask=self.mask, dropout=dropout)
+        if q_BTHK.shape[1] > 1:
+            return scaled_dot_product(q_BTHK, k_BSGK, v_BSGK, mask=self.mask, dropout=dropout)
+        # Heads that share keys stand for positions: one token sees the same with all of them. The keys are then
+        # read as they lie; torch copies them for each head otherwise.
+        rows, _, n_heads, head_dim = q_BTHK.shape
+        q_BJGK = q_BTHK.reshape(rows, k_BSGK.shape[2], -1, head_dim).transpose(1, 2)
+        out_BJGK = scaled_dot_product(q_BJGK, k_BSGK, v_BSGK, mask=self.mask, dropout=dropout)
+        return out_BJGK.transpose(1, 2).reshape(rows, 1, n_heads, head_dim)
+
+
+class Flat:
+    """New tokens of many rows end to end in one row, (1,N), those of each of `pieces` in turn.
+
+    What is done to each token alone, which is most of the work, is then done once for all of them, and only
+    attention goes piece by piece. `positions_BT` is (1,N).
+    """
+
+    def __init__(self, pieces: Sequence[Cached]) -> None:
+        self.pieces = pieces
+        self.sizes = [piece.positions_BT.numel() for piece in pieces]
+        self.positions_BT = torch.cat([piece.positions_BT.flatten() for piece in pieces])[None]
+
+    def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        found = []
+        parts = zip(*(torch.split(x[0], self.sizes) for x in (q_BTHK, k_BTGK, v_BTGK)), strict=True)
+        for piece, part in zip(self.pieces, parts, strict=True):
+            q, k, v = (x.unflatten(0, piece.positions_BT.shape) for x in part)
+            found.append(piece(q, k, v, layer, dropout=dropout).flatten(0, 1))
+        return torch.cat(found)[None]
 
 
 def for_batch(batch: Mapping[str, Tensor], *, causal: bool, dtype: torch.dtype = torch.float32) -> Attend:

@@ -1,4 +1,4 @@
-"""PyTorch executes the model: any device torch knows, one contiguous cache per sequence.
+"""PyTorch executes the model on any device torch knows.
 
 Axes: T tokens of a call, R rows (sequences) that occur in it, B rows of equal length, V vocabulary,
 D model width.
@@ -6,8 +6,11 @@ D model width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,34 +20,57 @@ from torch import Tensor
 
 from groundup.artifact import Artifact
 from groundup.checkpoints import hugging_face
+from groundup.checkpoints.peft import read_changes
 from groundup.errors import UserError
-from groundup.nn.attention import Cached
+from groundup.models._bridge_network import Bridged
+from groundup.nn.adapted import digest
+from groundup.nn.attention import Cached, Flat
 from groundup.nn.kv_cache import KeyValueCache
+from groundup.nn.many_adapters import AdapterSet, LowRankChange
 from groundup.nn.network import Network, Outputs
+from groundup.nn.row_pool import SMALLEST, RowPool, row_lengths
 from groundup.runtimes._contract import Capabilities
 
 CAPABILITIES = Capabilities(
-    paged=False, mixes_phases=True, shares_prefixes=False, contiguous_rows=False, copies_rows=True
+    paged=False, mixes_phases=True, shares_prefixes=True, contiguous_rows=False, copies_rows=True
 )
 
 
 @dataclass(frozen=True)
 class Span:
-    """The tokens of one row in a call: where they stand in it, and where in the sequence."""
+    """The tokens of one row in a call: where they stand in it and in the sequence, and where the row lies."""
 
     row: int
     first: int
     length: int
     position: int
+    cache: KeyValueCache
+    slot: int
+
+    def joins(self, other: Span) -> bool:
+        """Whether the next row in memory can be attended to in one call with this one, without a mask of its own."""
+        are_neighbours = self.cache is other.cache and self.slot + 1 == other.slot and self.length == other.length
+        return are_neighbours and (self.length == 1 or self.position == other.position == 0)
 
 
 class TorchRuntime:
-    """A network with room for `max_sequences` sequences of `max_tokens` tokens each."""
+    """A network with room for `max_sequences` sequences of `max_tokens` tokens each.
+
+    Where sequences come and go, rows of `smallest_row` tokens are the shortest.
+    """
 
     capabilities = CAPABILITIES
 
-    def __init__(self, network: Network, *, max_tokens: int | None = None, max_sequences: int = 1) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        max_tokens: int | None = None,
+        max_sequences: int = 1,
+        smallest_row: int = SMALLEST,
+    ) -> None:
         self.network = network.eval()
+        self.smallest_row = smallest_row
         self.context = network.backbone.context
         self.max_tokens = min(max_tokens or self.context, self.context)
         self.max_sequences = max_sequences
@@ -52,6 +78,7 @@ class TorchRuntime:
         self.head_kind = network.head_kind
         parameter = next(network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self._adapters = AdapterSet(network)
 
     @property
     def vocab_size(self) -> int:
@@ -67,11 +94,23 @@ class TorchRuntime:
 
     def new_cache(self, *, sequences: int | None = None, tokens: int | None = None) -> KeyValueCache:
         """An empty cache for `sequences` sequences of at most `tokens` tokens (the runtime's own limits)."""
+        return self._cache(sequences or self.max_sequences, min(tokens or self.max_tokens, self.max_tokens))
+
+    def new_rows(self, *, block: int) -> RowPool:
+        """An empty cache for sequences that come and go, its rows whole blocks of so many tokens."""
+        return RowPool(lambda slots: self._cache(0, slots), row_lengths(self.max_tokens, block, self.smallest_row))
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Memory that one token takes in a cache."""
+        return self._cache(1, 1).bytes
+
+    def _cache(self, rows: int, slots: int) -> KeyValueCache:
         config: Any = self.network.config
         return KeyValueCache(
             n_layers=config.n_layers,
-            rows=sequences or self.max_sequences,
-            slots=min(tokens or self.max_tokens, self.max_tokens),
+            rows=rows,
+            slots=slots,
             n_kv_heads=getattr(config, "n_kv_heads", config.n_heads),
             head_dim=getattr(config, "head_dim", config.d_model // config.n_heads),
             dtype=self.dtype,
@@ -84,41 +123,67 @@ class TorchRuntime:
         ids: Sequence[int],
         positions: Sequence[int],
         rows: Sequence[int],
-        cache: KeyValueCache,
+        cache: KeyValueCache | RowPool,
         *,
         every: bool = False,
+        wanted: Sequence[int] | None = None,
+        adapters: Mapping[int, str] | None = None,
     ) -> Tensor:
         """The logits that follow the last token of each row, (R,V), rows in the order they first occur.
 
         `ids`, `positions` and `rows` are one entry per token: token i of sequence rows[i] stands at
         positions[i]. The tokens of a row stand together and their positions count up by one from what
-        the cache holds of it. With `every`, the logits after every token instead, (T,V). Rows that
-        bring equally many tokens are computed together. Raises ValueError for tokens that do not fit.
+        the cache holds of it. With `every`, the logits after every token instead, (T,V); with `wanted`,
+        after the tokens of these places in the call. `adapters` names those that rows are read with.
+        All tokens pass through the network together; only attention goes by rows. Raises ValueError for
+        tokens that do not fit, and UserError for an adapter that is not loaded.
         """
-        spans = _spans(positions, rows)
-        _require_room(spans, cache)
-        ids_T = torch.tensor(list(ids), device=self.device)
-        hidden_TD: Tensor | None = None
-        for _, group in groupby(sorted(spans, key=lambda span: span.length), key=lambda span: span.length):
-            place_BT, hidden_BTD = self._together(list(group), ids_T, cache)
-            if hidden_TD is None:
-                hidden_TD = hidden_BTD.new_empty(len(ids_T), hidden_BTD.shape[-1])
-            hidden_TD[place_BT] = hidden_BTD
-        if hidden_TD is None:
+        if not ids:
             raise ValueError("a step needs at least one token")
-        if not every:
+        spans = _spans(positions, rows, cache)
+        pieces = _pieces(spans)
+        order = [place for piece in pieces for span in piece for place in range(span.first, span.first + span.length)]
+        names = [adapters.get(rows[place]) for place in order] if adapters else []
+        with self._adapters.reading(names, self.device) if names else nullcontext():
+            hidden_TD = self._hidden(pieces, torch.tensor([ids[place] for place in order], device=self.device))
+        if wanted is None:
             # The head is the dearest layer of a small model: only where its answer is wanted.
-            hidden_TD = hidden_TD[torch.tensor([span.first + span.length - 1 for span in spans], device=self.device)]
-        logits: Tensor = self.network.head(hidden_TD)
+            wanted = range(len(ids)) if every else [span.first + span.length - 1 for span in spans]
+        found = {place: index for index, place in enumerate(order)}
+        index_W = torch.tensor([found[place] for place in wanted], dtype=torch.int64, device=self.device)
+        logits: Tensor = self.network.head(hidden_TD[index_W])
         return logits
 
-    def _together(self, spans: list[Span], ids_T: Tensor, cache: KeyValueCache) -> tuple[Tensor, Tensor]:
-        """Where in the call the tokens of equally long spans stand, (B,T), and their hidden states."""
-        length = spans[0].length
-        steps_T = torch.arange(length, device=self.device)
-        place_BT = torch.tensor([span.first for span in spans], device=self.device)[:, None] + steps_T
-        attend = Cached(cache, [span.position for span in spans], length, [span.row for span in spans])
-        return place_BT, self.network.backbone(ids_T[place_BT], attend, attend.positions_BT)
+    def _hidden(self, pieces: list[list[Span]], ids_T: Tensor) -> Tensor:
+        """Hidden states (T,D) of tokens in the order of the pieces, which they are attended to in."""
+        contexts = [
+            Cached(piece[0].cache, [s.position for s in piece], piece[0].length, [s.slot for s in piece])
+            for piece in pieces
+        ]
+        backbone = self.network.backbone
+        if isinstance(self.network, Bridged):  # it reads whole rows, and not through our attention
+            parts = zip(contexts, torch.split(ids_T, [c.positions_BT.numel() for c in contexts]), strict=True)
+            found = [backbone(part.view(c.positions_BT.shape), c, c.positions_BT).flatten(0, 1) for c, part in parts]
+            return torch.cat(found)
+        attend = Flat(contexts)
+        return backbone(ids_T[None], attend, attend.positions_BT)[0]
+
+    def load_adapter(self, name: str, folder: Path) -> str:
+        """Make an adapter in PEFT's layout available by a name; returns the digest of what it changes.
+
+        Raises UserError for a name in use and for an adapter that does not fit, ArtifactError for damaged files.
+        """
+        if isinstance(self.network, Bridged):
+            fix = "merge the adapter into its base, and serve that"
+            raise UserError(f"no adapters beside the family {self.network.config.name!r}", where=str(folder), fix=fix)
+        changes = read_changes(self.network, folder)
+        self._adapters.add(name, {layer: LowRankChange(*change) for layer, change in changes.items()})
+        digests = [(layer, *(digest(tensor) for tensor in change)) for layer, change in sorted(changes.items())]
+        return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises UserError if there is none of that name."""
+        self._adapters.remove(name)
 
 
 def load(
@@ -146,23 +211,28 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(here[0] if wanted == "auto" else wanted)
 
 
-def _spans(positions: Sequence[int], rows: Sequence[int]) -> list[Span]:
-    """The tokens of a call by row, in the order rows first occur. Raises ValueError if they are torn."""
+def _spans(positions: Sequence[int], rows: Sequence[int], cache: KeyValueCache | RowPool) -> list[Span]:
+    """The tokens of a call by row, in the order rows first occur. Raises ValueError if they are torn or do not fit."""
     spans: list[Span] = []
     first = 0
     for row, members in groupby(rows):
         length = sum(1 for _ in members)
         found = list(positions[first : first + length])
-        if found != list(range(found[0], found[0] + length)):
+        if found[0] < 0 or found != list(range(found[0], found[0] + length)):
             raise ValueError(f"the positions of row {row} do not count up by one: {found}")
-        spans.append(Span(row, first, length, found[0]))
+        spans.append(Span(row, first, length, found[0], *cache.locate(row, found[0] + length)))
         first += length
     if len({span.row for span in spans}) != len(spans):
         raise ValueError("the tokens of a row must stand together in a step")
     return spans
 
 
-def _require_room(spans: list[Span], cache: KeyValueCache) -> None:
-    for span in spans:
-        if not 0 <= span.row < cache.rows or span.position < 0 or span.position + span.length > cache.slots:
-            raise ValueError(f"{span} does not fit a cache of {cache.rows} rows of {cache.slots} tokens")
+def _pieces(spans: list[Span]) -> list[list[Span]]:
+    """Spans that are attended to in one call: those of neighbouring rows, as far as they are alike."""
+    pieces: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: (id(span.cache), span.slot)):
+        if pieces and pieces[-1][-1].joins(span):
+            pieces[-1].append(span)
+        else:
+            pieces.append([span])
+    return pieces
