@@ -24,20 +24,23 @@ from torch import Tensor
 
 from groundup import catalog
 from groundup.artifact import write_whole
+from groundup.checkpoints.naming import as_ours, as_published
 from groundup.errors import ArtifactError, MissingExtra, UserError, nearest
 from groundup.models import _bridge
 from groundup.models._bridge_network import Bridged
-from groundup.nn.initialisers import initialise
-from groundup.nn.network import ModelFile, Network, materialise
-from groundup.nn.shape import TransformerSection
+from groundup.nn import batch_norm
+from groundup.nn.network import ModelFile, Network, begin, materialise
+from groundup.nn.shape import AnySection
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BARE = "embedding"
 """The kind of head without weights: the backbone is published alone, its names without their prefix."""
-SCORED = ("sequence", "tokens", "span")
+SCORED = ("sequence", "tokens", "span", "image", "features")
 """Kinds of head whose number of outputs is the task's."""
+COUNTS = (f".{batch_norm.COUNT}",)
+"""Endings of the names of tensors that are whole numbers: how many batches a batch norm has seen."""
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The types of weights that are opened, as safetensors name them."""
 GENERATION = "generation_config.json"
@@ -70,7 +73,7 @@ def save(
     model = catalog.load("models", network.config.name)
     # What a task keeps beside a head, such as a chain of tags, it writes itself: readers would not know it.
     weights = {name: tensor for name, tensor in network.state_dict().items() if ".beside." not in name}
-    weights = _as_published(model, weights)
+    weights = as_published(model, weights)
     if network.head_kind == BARE:
         weights = {name.removeprefix(f"{model.PREFIX}."): tensor for name, tensor in weights.items()}
     ids = {key: (generation or {}).get(key) for key in SPECIAL_IDS}
@@ -141,19 +144,19 @@ def load(
             cast(ModelFile, model), config, kind, (outputs or len(known) or 2) if kind in SCORED else None
         )
     published = read_weights(folder, dtype, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
-    weights = _as_ours(model, published, network, folder)
+    weights = as_ours(model, published, network, folder)
     if not is_whole and kind == stored:
         # A head of the same shape whose outputs mean something else is no use, and would look like one.
         weights = {name: w for name, w in weights.items() if not name.startswith(f"{network.head_name}.")}
     _check(network, weights, model, folder, is_whole=is_whole)
     if set(network.state_dict()) - set(weights):
         materialise(network, "cpu")
-        initialise(network, name=config.initialiser, std=config.initialiser_std, n_layers=config.n_layers, seed=seed)
+        begin(network, config, seed)
     network.load_state_dict(weights, strict=False, assign=True)
     return network.to(dtype).eval()
 
 
-def read_model(folder: Path) -> tuple[ModuleType, TransformerSection]:
+def read_model(folder: Path) -> tuple[ModuleType, AnySection]:
     """The model file that opens a directory, and its Config. Raises UserError for one that is not supported."""
     return _recognise(folder, read_config(folder))
 
@@ -173,7 +176,7 @@ def inspect(folder: Path) -> Network:
     with torch.device("meta"):
         network = Network(cast(ModelFile, model), config, kind, len(read_labels(given)) if kind in SCORED else None)
     stored = _read_shapes(folder, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
-    _check(network, _as_ours(model, stored, network, folder), model, folder, is_whole=True)
+    _check(network, as_ours(model, stored, network, folder), model, folder, is_whole=True)
     return network.eval()
 
 
@@ -232,7 +235,8 @@ def _read_shapes(folder: Path, *, skip: tuple[str, ...]) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 for name in [name for name in file.keys() if not name.endswith(skip)]:  # noqa: SIM118
                     stored = file.get_slice(name)
-                    _require_plain(FLOATS.get(stored.get_dtype()), stored.get_dtype(), name, path)
+                    if not name.endswith(COUNTS):
+                        _require_plain(FLOATS.get(stored.get_dtype()), stored.get_dtype(), name, path)
                     shapes[name] = torch.empty(stored.get_shape(), device="meta")
         except (SafetensorError, OSError) as error:
             raise _unreadable(path, error) from error
@@ -263,6 +267,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _convert(tensor: Tensor, dtype: torch.dtype, name: str, path: Path) -> Tensor:
+    if name.endswith(COUNTS):
+        return tensor.to(torch.int64, copy=True)
     _require_plain(tensor.dtype, str(tensor.dtype).removeprefix("torch."), name, path)
     return tensor.to(dtype, copy=True)
 
@@ -273,7 +279,7 @@ def _require_plain(dtype: torch.dtype | None, shown: str, name: str, path: Path)
         raise ArtifactError(what, where=str(path), fix="use the checkpoint that was not quantized")
 
 
-def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, TransformerSection]:
+def _recognise(folder: Path, given: dict[str, Any]) -> tuple[ModuleType, AnySection]:
     """The model file that opens this family, and its Config."""
     where, family = str(folder / CONFIG), given.get("model_type")
     if given.get("quantization_config"):
@@ -317,41 +323,6 @@ def _stored_head(model: ModuleType, given: dict[str, Any]) -> str | None:
 
 def _purpose(name: str) -> str:
     return name.partition("For")[2] or ("Model" if name.endswith("Model") else name)
-
-
-def _as_published(model: ModuleType, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors as the family publishes them: contiguous, on the CPU, some transposed."""
-    return {name: _turn(model, name, tensor.detach().cpu()).contiguous() for name, tensor in weights.items()}
-
-
-def _as_ours(model: ModuleType, weights: dict[str, Tensor], network: Network, folder: Path) -> dict[str, Tensor]:
-    """Published tensors under the names of `network`, without those it has no use for."""
-    weights = {_renamed(model, name): _turn(model, name, tensor).contiguous() for name, tensor in weights.items()}
-    expected = network.state_dict()
-    if not any(name.startswith(f"{model.PREFIX}.") for name in weights):
-        # A checkpoint of the backbone alone is published without its prefix.
-        optional = tuple(getattr(model, "OPTIONAL", ()))
-        own = {name for name in weights if (full := f"{model.PREFIX}.{name}") in expected or full.startswith(optional)}
-        weights = {f"{model.PREFIX}.{name}" if name in own else name: tensor for name, tensor in weights.items()}
-    for copy, original in getattr(model, "TIED", {}).items():
-        if copy in weights and copy not in expected and original in weights:
-            if not weights[copy].is_meta and not torch.equal(weights[copy], weights[original]):
-                fix = "set tie_word_embeddings to false in config.json if the two are meant to differ"
-                what = f"{copy} should be tied to {original} and is not the same"
-                raise ArtifactError(what, where=str(folder / CONFIG), fix=fix)
-            del weights[copy]
-    return weights
-
-
-def _renamed(model: ModuleType, name: str) -> str:
-    for old, new in getattr(model, "OLD_NAMES", {}).items():
-        if name.endswith(old):
-            return name.removesuffix(old) + str(new)
-    return name
-
-
-def _turn(model: ModuleType, name: str, tensor: Tensor) -> Tensor:
-    return tensor.t() if name.endswith(getattr(model, "TRANSPOSED", ())) else tensor
 
 
 def _check(network: Network, weights: dict[str, Tensor], model: ModuleType, folder: Path, *, is_whole: bool) -> None:

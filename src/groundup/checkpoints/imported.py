@@ -186,15 +186,16 @@ def check(folder: Path) -> dict[str, Any]:
     network = hugging_face.inspect(folder)
     config: Any = network.config
     tokens = largest_id(folder) + 1
-    if tokens > config.vocabulary:
-        what = f"the tokenizer does not fit: its largest id is {tokens - 1}, and the model has {config.vocabulary} rows"
+    vocabulary = getattr(config, "vocabulary", 0)  # a model of images has none
+    if tokens > vocabulary:
+        what = f"the tokenizer does not fit: its largest id is {tokens - 1}, and the model has {vocabulary} rows"
         raise UserError(what, where=str(folder), fix="use the tokenizer that the model was trained with")
     return {
         "family": hugging_face.read_config(folder).get("model_type"),
         "head": network.head_kind,
         "computed_by": "transformers" if isinstance(network, Bridged) else "groundup",
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "vocab_size": config.vocabulary,
+        "vocab_size": vocabulary,
         "context": config.context,
         "tokens": tokens,
     }

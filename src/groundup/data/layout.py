@@ -78,7 +78,7 @@ def one_by_one(batch: Mapping[str, Tensor]) -> Iterator[Batch]:
     """Each example of a batch as a batch of its own, in the layout it came in."""
     lengths = batch.get("lengths")
     if lengths is None:
-        for i in range(len(batch["input_ids"])):
+        for i in range(len(batch.get("input_ids", next(iter(batch.values()))))):
             yield {key: value[i : i + 1] for key, value in batch.items()}
         return
     starts = dict.fromkeys(_sides(batch), 0)

@@ -1,9 +1,10 @@
 """Heads that score examples or positions instead of the vocabulary, and one that gives vectors.
 
 A head says what it reads: every position (`all`), or one vector an example: its first token's
-(`first`), its last token's (`last`), or the mean of its tokens' (`mean`). `Outputs` picks it, for padded
-and flat batches alike. A head is itself the linear layer, so that its weights have the published names
-(`classifier.weight`, `score.weight`, `qa_outputs.bias`).
+(`first`), its last token's (`last`), the mean of its tokens' (`mean`), or the first half of its last token's
+and the second half of its first token's (`ends`: where each direction of a recurrent network has read all).
+`Outputs` picks it, for padded and flat batches alike. A head is itself the linear layer, so that its weights
+have the published names (`classifier.weight`, `score.weight`, `qa_outputs.bias`).
 
 Axes: B rows, T tokens, E examples, D model width, K outputs.
 """
@@ -11,14 +12,14 @@ Axes: B rows, T tokens, E examples, D model width, K outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundup.nn.dropout import dropout as dropped
 
-Reads = Literal["all", "first", "last", "mean"]
+Reads = Literal["all", "first", "last", "mean", "ends"]
 
 
 class LinearHead(nn.Linear):
@@ -46,6 +47,25 @@ class LinearHead(nn.Linear):
         first = self.before[0]
         hidden = hidden if first is None else first(hidden)
         return super().forward(dropped(hidden, self.dropout, self.training))
+
+
+def classifier(kind: str, *, reads: Reads = "first", drops: bool = False) -> Callable[..., LinearHead]:
+    """What makes a head that scores whole examples by one linear layer, published as `classifier`.
+
+    The backbone tells its `width`; with `drops`, the config's dropout acts before the layer.
+    """
+
+    def make(config: Any, backbone: Any, outputs: int | None) -> LinearHead:
+        share = config.dropout if drops else 0.0
+        wanted = required(outputs, kind)
+        return LinearHead(backbone.width, wanted, published="classifier", reads=reads, dropout=share)
+
+    return make
+
+
+def embedding(reads: Reads = "first") -> Callable[..., EmbeddingHead]:
+    """What makes a head that gives one vector an example; see `EmbeddingHead`."""
+    return lambda config, backbone, outputs: EmbeddingHead(reads)
 
 
 class EmbeddingHead(nn.Module):

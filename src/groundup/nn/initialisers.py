@@ -1,21 +1,37 @@
 """How weights begin, by name. Norms begin at one and biases at zero whatever the name.
 
 All random numbers come from one generator on the CPU in the order of the modules, so a seed gives the
-same weights on every device.
+same weights on every device. A module with weights of its own, such as a recurrent layer, says by `begin`
+how they begin.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from groundup.nn.layers import ResidualLinear
 from groundup.nn.positions import PositionTable
 
 Draw = Callable[[Tensor, float, torch.Generator], None]
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A module that knows how its own weights begin."""
+
+    def begin(self, draw: Callable[[Tensor], None], generator: torch.Generator, std: float) -> None:
+        """Set the module's own weights in place; `draw` fills a matrix by the initialiser that was named.
+
+        `std` is that of embedding tables. Parameters named `bias` or `bias_…` are set to zero before.
+        """
 
 
 def normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
@@ -57,16 +73,18 @@ def initialise(module: nn.Module, *, name: str, std: float, n_layers: int, seed:
     """
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear | _ConvNd):
             shrink = math.sqrt(2 * n_layers) if name == "scaled_normal" and isinstance(part, ResidualLinear) else 1.0
             _draw(part.weight, INITIALISERS[name], std / shrink, generator)
         elif isinstance(part, nn.Embedding | PositionTable) and isinstance(part.weight, nn.Parameter):
             _draw(part.weight, zeros if name == "zeros" else normal, std, generator)
-        elif isinstance(part, nn.LayerNorm | nn.RMSNorm):
+        elif isinstance(part, nn.LayerNorm | nn.RMSNorm | _BatchNorm):
             nn.init.ones_(part.weight)
         for key, parameter in part.named_parameters(recurse=False):
-            if key == "bias":
+            if key == "bias" or key.startswith("bias_"):
                 nn.init.zeros_(parameter)
+        if isinstance(part, Begins):
+            part.begin(partial(_draw, draw=INITIALISERS[name], std=std, generator=generator), generator, std)
 
 
 @torch.no_grad()

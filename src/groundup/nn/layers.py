@@ -22,14 +22,24 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def _scaled_tanh(x: Tensor) -> Tensor:
+    return 1.7159 * torch.tanh(2 / 3 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
+    "relu6": F.relu6,
+    "scaled_tanh": _scaled_tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
     "swish": F.silu,
+    "tanh": torch.tanh,
 }
-"""Activation functions by recipe name; `gelu_tanh` is the approximation that GPT-2 uses
-(Hendrycks & Gimpel 2016, §2)."""
+"""Activation functions by recipe name; `gelu_tanh` is the approximation that GPT-2 uses (Hendrycks & Gimpel
+2016, §2), `scaled_tanh` the squashing function of LeNet-5 (LeCun et al. 1998, appendix A), `silu` and
+`swish` are one (Ramachandran et al. 2017)."""
 
 
 class ResidualLinear(nn.Linear):

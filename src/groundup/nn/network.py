@@ -6,7 +6,9 @@ once.
 
 A batch is padded, (B,T) with `attention_mask`, or flat: its examples end to end in one row, (1,N), with
 their `lengths`. `Outputs` finds an example's tokens in either. Where a model reads a source and writes a
-target, the keys of the target begin with `decoder_`.
+target, the keys of the target begin with `decoder_`. A backbone that reads something else than tokens by
+attention (images, `pixel_values`; rows of numbers, `features`) takes what it needs of a batch by its method
+`read` and gives hidden states all the same: (B,1,D) where an example is one vector.
 
 Axes: B rows, T tokens, E examples, N tokens of a flat batch, D model width, V vocabulary, K outputs.
 """
@@ -23,13 +25,17 @@ from torch import Tensor, nn
 
 from groundup.config import Named
 from groundup.errors import UserError, nearest
+from groundup.nn import batch_norm
 from groundup.nn.adapted import Adaptation
 from groundup.nn.attention import Attend, across_batch, for_batch
 from groundup.nn.heads import Reads
 from groundup.nn.initialisers import initialise
-from groundup.nn.shape import TransformerSection
+from groundup.nn.shape import AnySection
 
-INPUTS = ("input_ids", "positions", "document_ids", "attention_mask", "token_type_ids", "lengths")
+INPUTS = (
+    *("input_ids", "positions", "document_ids", "attention_mask", "token_type_ids", "lengths"),
+    *("pixel_values", "features"),
+)
 """The keys of a batch that a backbone reads; the others are the loss's."""
 TARGET = "decoder_"
 """What the keys of a target begin with: decoder_input_ids, and its own positions, attention_mask and lengths."""
@@ -52,6 +58,31 @@ class Backbone(Protocol):
         positions_BT: Tensor | None = None,
         token_type_ids_BT: Tensor | None = None,
     ) -> Tensor: ...
+
+
+class Reader(Protocol):
+    """A backbone that takes what it reads out of a batch; it has `checkpoint_activations` too."""
+
+    def read(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states, (B,T,D); (B,1,D) where an example is one vector. See `given`."""
+
+
+class KeepsActivations(nn.Module):
+    """A backbone that always keeps its activations for the backward pass: to compute them again, it has no way.
+
+    Batch norm would take the statistics of a recomputed layer into its running means a second time.
+    """
+
+    @property
+    def checkpoint_activations(self) -> bool:
+        """Always false; setting it to true raises UserError."""
+        return False
+
+    @checkpoint_activations.setter
+    def checkpoint_activations(self, wanted: bool) -> None:
+        if wanted:
+            what = f"the model {type(self).__name__!r} cannot compute its activations a second time"
+            raise UserError(what, fix="leave out `activation_checkpointing`, or set a smaller `micro_batch_rows`")
 
 
 class TwoSided(Protocol):
@@ -136,12 +167,17 @@ class Outputs:
         return score(self.hidden)
 
     def examples(self, reads: Reads) -> Tensor:
-        """One vector an example, (E, D): its first or last token's, or the mean of its tokens'."""
+        """One vector an example, (E, D): its first or last token's, the mean of its tokens', or both ends'."""
+        if self.hidden.shape[1] == 1 and not self.batch.keys() & {"lengths", "attention_mask"}:
+            return self.hidden[:, 0]  # one position an example: there is nothing to look for
         flat_ND, (start_E, length_E) = self.hidden.flatten(0, 1), self.places
         if reads == "first":
             return flat_ND[start_E]
         if reads == "last":
             return flat_ND[start_E + length_E - 1]
+        if reads == "ends":
+            half = flat_ND.shape[1] // 2
+            return torch.cat([flat_ND[start_E + length_E - 1, :half], flat_ND[start_E, half:]], dim=1)
         owner_N = torch.repeat_interleave(torch.arange(len(length_E), device=flat_ND.device), length_E)
         within_N = torch.arange(len(owner_N), device=flat_ND.device) - (length_E.cumsum(0) - length_E)[owner_N]
         sums_ED = flat_ND.new_zeros(len(length_E), flat_ND.shape[-1])
@@ -211,6 +247,11 @@ class Network(nn.Module):
         """
         if hasattr(self.backbone, "decode"):
             return self._of_two_sides(batch, cast(TwoSided, self.backbone))
+        if hasattr(self.backbone, "read"):
+            if attend is not None:
+                what = f"the model {self.config.name!r} has no attention, so it cannot go on from a cache"
+                raise UserError(what, fix="generate with a model of the type gpt")
+            return Outputs(cast(Reader, self.backbone).read(batch), self.head, batch)
         if attend is None:
             attend = for_batch(batch, causal=self.backbone.causal)
         hidden_BTD = self.backbone(batch["input_ids"], attend, batch.get("positions"), batch.get("token_type_ids"))
@@ -226,9 +267,18 @@ class Network(nn.Module):
         return Outputs(hidden_BTD, self.head, batch, backbone, source_BSD)
 
 
+def given(batch: Mapping[str, Tensor], *keys: str) -> Tensor:
+    """The first of `keys` that a batch has. Raises UserError if it has none of them: its task is of another kind."""
+    found = next((batch[key] for key in keys if key in batch), None)
+    if found is None:
+        what = f"the model reads {' or '.join(keys)}, and the batch has {', '.join(sorted(batch)) or 'nothing'}"
+        raise UserError(what, fix="choose a model that reads what the task gives")
+    return found
+
+
 def create(
     model: ModelFile,
-    config: TransformerSection,
+    config: AnySection,
     head_kind: str,
     *,
     outputs: int | None = None,
@@ -239,13 +289,23 @@ def create(
     with torch.device("meta"):
         network = Network(model, config, head_kind, outputs)
     materialise(network, device)
-    initialise(network, name=config.initialiser, std=config.initialiser_std, n_layers=config.n_layers, seed=seed)
+    begin(network, config, seed)
     return network
 
 
+def begin(network: nn.Module, config: AnySection, seed: int) -> None:
+    """Set every weight in place by the config's initialiser and a seed."""
+    depth = getattr(config, "n_layers", 1)
+    initialise(network, name=config.initialiser, std=config.initialiser_std, n_layers=depth, seed=seed)
+
+
 def materialise(network: nn.Module, device: torch.device | str) -> None:
-    """Give every parameter that has only a shape its (unset) memory, and move tables to the device."""
+    """Give every parameter that has only a shape its (unset) memory, and move tables to the device.
+
+    Running means of batch norm begin at zero, and variances at one.
+    """
     for module in network.modules():
+        batch_norm.materialise(module, device)
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
                 empty = torch.empty_like(parameter, device=device)

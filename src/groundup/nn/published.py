@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from groundup.config import Named, dump
 from groundup.errors import UserError
 from groundup.nn.positions import RopeScaling
 
+OWN_CLASSES = {
+    "image": "ForImageClassification",
+    "features": "ForFeatureClassification",
+    "sequence": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
+    "language": "ForCausalLM",
+    "embedding": "Model",
+}
+"""By kind of head, how the class of a family of ours is called in a config.json."""
 OURS = "groundup"
 """The key of config.json under which options live that the published layout has no word for."""
 _REFUSED = "open it with transformers, or choose a checkpoint of the plain kind"
@@ -41,6 +51,19 @@ def ours(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(kept, dict):
         raise UserError(f"config.json sets {OURS!r} to {kept!r}, expected a mapping", fix="remove that key")
     return dict(kept)
+
+
+def own_format(config: Named, head: str) -> dict[str, Any]:
+    """A config.json for a family without a published layout; transformers refuses its model_type by name."""
+    family = config.name.title().replace("_", "")
+    architecture = f"Groundup{family}{OWN_CLASSES[head]}"
+    options = {key: value for key, value in dump(config).items() if key != "name"}
+    return {"architectures": [architecture], "model_type": f"groundup_{config.name}", OURS: options}
+
+
+def own_architectures(name: str, heads: Sequence[str]) -> dict[str, str]:
+    """By kind of head, what `own_format` calls the class of a family."""
+    return {head: f"Groundup{name.title().replace('_', '')}{OWN_CLASSES[head]}" for head in heads}
 
 
 def read_rope(given: dict[str, Any]) -> tuple[float, RopeScaling | None]:

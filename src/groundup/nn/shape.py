@@ -1,12 +1,18 @@
-"""The part of a recipe's model section that all Transformers share."""
+"""The parts of a recipe's model section that families share: all Transformers of tokens, and the classic networks.
+
+What follows from the data (a vocabulary, the size of the images, the number of features) may be left open
+in a recipe; `filled` closes it.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from groundup.config import Named
+from groundup.errors import UserError
 from groundup.units import PositiveCount, Share
 
 
@@ -38,6 +44,67 @@ class TransformerSection(Named):
         if self.vocab_size is None:
             raise ValueError("vocab_size is not known yet: give it, or take it from the tokenizer")
         return self.vocab_size
+
+
+def _height_and_width(given: Any) -> Any:
+    return given if isinstance(given, list | tuple) or given is None else (given, given)
+
+
+_SIZE = {"anyOf": [{"type": ["integer", "string"]}, {"type": "array", "items": {"type": "integer"}}]}
+ImageSize = Annotated[
+    tuple[PositiveCount, PositiveCount],
+    BeforeValidator(_height_and_width),
+    WithJsonSchema({**_SIZE, "examples": [224, [32, 128]]}),
+]
+"""Height and width in pixels; one number for both."""
+
+
+class NetworkSection(Named):
+    """Dropout and initialisation of a network that is no Transformer of tokens."""
+
+    dropout: Share = 0.0
+    """Share of values dropped in training; where, the model's own page says."""
+    initialiser: Literal["normal", "xavier", "kaiming", "zeros"] = "kaiming"
+    """How weights begin; see `groundup.nn.initialisers`."""
+    initialiser_std: float = Field(default=0.02, ge=0)
+    """Standard deviation of `normal`, and of embedding tables."""
+
+
+class ImageSection(NetworkSection):
+    """A network that reads images."""
+
+    image_size: ImageSize | None = None
+    """Height and width of the images in pixels, or one number for both; follows from the data if not given."""
+    channels: PositiveCount | None = None
+    """Numbers a pixel: 1 for grey, 3 for colour; follows from the data if not given."""
+
+    @property
+    def context(self) -> int:
+        """The longest input in positions: an image is one."""
+        return 1
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image. Raises UserError while they are not known."""
+        if self.image_size is None or self.channels is None:
+            what = f"the model {self.name!r} does not know the size of its images"
+            raise UserError(what, fix="give `image_size` and `channels`, or take them from the data")
+        return self.channels, *self.image_size
+
+
+AnySection = TransformerSection | NetworkSection
+"""The section of any family that `create` makes."""
+S = TypeVar("S", bound=Named)
+
+
+def filled(section: S, known: Mapping[str, Any]) -> S:
+    """The section, with the values the data gives (`vocab_size`, `image_size`, `n_features`, …) where it has none.
+
+    What the section does not know is left out: not every model asks for everything that is known.
+    """
+    open_keys = [key for key in known if key in type(section).model_fields and getattr(section, key) is None]
+    given = {key: getattr(section, key) for key in section.model_fields_set}
+    return type(section)(**given | {key: known[key] for key in open_keys}) if open_keys else section
 
 
 def whole_heads(d_model: int, n_heads: int) -> None:
