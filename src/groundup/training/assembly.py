@@ -14,6 +14,7 @@ from typing import Any
 from groundup import catalog
 from groundup.data.loader import Batch, Collate, Loader
 from groundup.data.packing import Columns, Rows
+from groundup.nn import batch_norm
 from groundup.nn.network import Network, create
 from groundup.training import choices as choosing
 from groundup.training.choices import Choices, Extent
@@ -115,7 +116,8 @@ class Assembly:
         """Make the automatic choices that need the network, by measuring, and keep them."""
         extent = Extent(self.steps, self.batch_rows, self.flops_per_step)
         one_row = self.collate([self.rows.row(self.longest, 0)])
-        self.choices = choosing.settle(self.choices, self.config, extent, self.network, self.objective, one_row)
+        with batch_norm.frozen(self.network):
+            self.choices = choosing.settle(self.choices, self.config, extent, self.network, self.objective, one_row)
         return self.choices
 
     def loader(self) -> Loader:

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from groundup import catalog
 from groundup.data.augmented import Augmented
 from groundup.data.examples import Examples, waste
 from groundup.data.loader import Batch, Int64s, Loader
 from groundup.data.mixing import Mixed
 from groundup.data.packing import Rows
 from groundup.errors import DataError
+from groundup.nn import batch_norm
 from groundup.nn.network import Network
 from groundup.training.assembly import Assembly, Material
 from groundup.training.choices import Choices
@@ -122,6 +124,10 @@ class LabelledAssembly(Assembly):
     @property
     def flops_per_step(self) -> float:
         """Forward and backward of an average step: products of frozen matrices have no gradient of their own."""
+        config: Any = self.network.config
+        file: Any = catalog.load("models", config.name) if config.name in catalog.names("models") else None
+        if hasattr(file, "flops_per_example"):  # a convolution uses a weight many times: the file counts for itself
+            return 3.0 * float(file.flops_per_example(config, self.network.outputs or 0)) * self.batch_rows
         whole, trained = matrix_sizes(self.network)
         return (4.0 * whole + 2.0 * trained) * self.batch_tokens
 
@@ -163,13 +169,17 @@ class LabelledAssembly(Assembly):
         wanted = self.config
         if wanted.compile == "auto":
             self.config = wanted.model_copy(update={"compile": False})
-        if getattr(self.task, "needs_whole_batch", False):
+        cuts_change_it = wanted.micro_batch_rows == "auto" and bool(batch_norm.layers(self.network))
+        if cuts_change_it or getattr(self.task, "needs_whole_batch", False):
             self.config = self.config.model_copy(update={"micro_batch_rows": self.batch_rows})
         choices = super().settle()
         self.config = wanted
         if wanted.compile == "auto":
             reasons = choices.reasons | {"compile": "no two batches have the same shape"}
             self.choices = dataclasses.replace(choices, reasons=reasons)
+        if cuts_change_it:
+            reason = "batch norm: what passes together changes the result, so nothing is cut unless it is asked for"
+            self.choices = dataclasses.replace(self.choices, reasons=self.choices.reasons | {"micro_batches": reason})
         return self.choices
 
     def row_name(self, index: int) -> str:

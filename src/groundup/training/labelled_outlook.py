@@ -9,6 +9,7 @@ from groundup import units
 from groundup.config import Mistake
 from groundup.errors import GroundupError
 from groundup.forecast import Forecast, Known
+from groundup.nn import batch_norm
 from groundup.training import device as machine
 from groundup.training import log as logs
 from groundup.training.labelled import LabelledAssembly
@@ -82,6 +83,8 @@ def warnings(config: LabelledTrainingSection, assembly: LabelledAssembly, steps:
         yield "schedule.warmup is 0: the first steps of tuning at the full rate can undo what the model knows"
     if steps * assembly.batch_rows > MANY_EPOCHS * rows:
         yield f"more than {MANY_EPOCHS} passes over the rows: watch the validation loss, or set early_stopping"
+    if config.micro_batch_rows != "auto" and batch_norm.layers(assembly.network):
+        yield from filter(None, [batch_norm.note(assembly.batch_rows, config.micro_batch_rows)])
     ledger = assembly.rows.ledger()
     if ledger.cropped * 20 > ledger.tokens:
         share = ledger.cropped / (ledger.cropped + ledger.tokens)

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from groundup.errors import Interrupted, StageFailed
+from groundup.nn import batch_norm
 from groundup.progress import Reporter, interrupt_requested
 from groundup.training import checkpoint, guard
 from groundup.training import choices as choosing
@@ -156,7 +157,8 @@ def ready(
     reporter.advance("compiling", 0)
     try:
         learner = job.learner(settings, choices)
-        learner.gradients([job.loader.micro_batch(0, 0)[0]], 0)
+        with batch_norm.kept(job.network):
+            learner.gradients([job.loader.micro_batch(0, 0)[0]], 0)
         learner.forget()
     except Exception as error:  # whatever a compiler may raise; the uncompiled step will tell if it was not that
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.data.layout import one_by_one
+from groundup.nn import batch_norm
 from groundup.progress import interrupt_requested
 from groundup.training.arithmetic import Arithmetic
 
@@ -113,7 +114,7 @@ def losses_by_row(network: nn.Module, objective: Objective, batch: Batch, arithm
     found = []
     for one in one_by_one(batch):
         row = to_device(one, arithmetic.device)
-        with arithmetic.on():
+        with arithmetic.on(), batch_norm.frozen(network):
             parts = objective.loss(network(row), row)
         found.append(sum(float(total) / max(1, int(count)) for total, count in parts.values()))
     return found
