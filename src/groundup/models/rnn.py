@@ -1,0 +1,319 @@
+"""Recurrent network over tokens: Elman, GRU or LSTM, stacked, in one direction or both.
+
+A recurrent layer reads a sequence from left to right and keeps a state h of what it has read. With input
+x_t and gates between zero and one, σ(·):
+
+    Elman   h_t = tanh(W x_t + U h_{t-1} + b)
+    LSTM    i, f, o = σ(W x_t + U h_{t-1} + b), each with its own W, U and b;  g = tanh(…) likewise
+            c_t = f ∘ c_{t-1} + i ∘ g,   h_t = o ∘ tanh(c_t)
+    GRU     r, z = σ(W x_t + U h_{t-1} + b) likewise;  n = tanh(W x_t + b + r ∘ (U h_{t-1} + b'))
+            h_t = (1 - z) ∘ n + z ∘ h_{t-1}
+
+A second layer reads the states of the first. A bidirectional layer reads each sequence from right to left
+as well and puts both states side by side. A sequence is never padded: `Steps` puts the first tokens of all
+sequences together, then all second tokens of those that have one, and so on, so a step multiplies exactly
+the tokens there are, and neighbours in a packed row know nothing of each other.
+
+Parameters are named as those of torch.nn.RNN, GRU and LSTM; their weights can be copied as they are.
+
+Elman 1990; Hochreiter & Schmidhuber 1997 and Gers et al. 2000 (LSTM with its forget gate); Cho et al. 2014
+(GRU, with the reset gate after the product, as torch and cuDNN have it); Schuster & Paliwal 1997 (two directions).
+
+Axes: B rows, T tokens, E sequences, N tokens of all of them, D width, G numbers of all gates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from groundup.errors import UserError
+from groundup.nn import heads
+from groundup.nn.dropout import dropout
+from groundup.nn.heads import LinearHead
+from groundup.nn.layers import LanguageHead, TiedLanguageHead, check_length, language_head
+from groundup.nn.network import KeepsActivations, given, places
+from groundup.nn.published import only, ours, own_architectures, own_format
+from groundup.nn.shape import NetworkSection
+from groundup.units import PositiveCount
+
+VERSION = 1
+PREFIX = "rnn"
+MODEL_TYPES = ("groundup_rnn",)
+TINY: dict[str, Any] = {"vocab_size": 61, "d_model": 24, "d_hidden": 32, "n_layers": 2, "context": 32}
+"""Sizes with which the contract tests build it."""
+
+
+class Config(NetworkSection):
+    """A recurrent network. `dropout` acts on the embeddings, between layers and before the scores."""
+
+    vocab_size: PositiveCount | None = None
+    """Number of tokens; follows from the tokenizer if not given."""
+    cell: Literal["elman", "gru", "lstm"] = "lstm"
+    """What a layer does at each token."""
+    d_model: PositiveCount = 128
+    """Width of the tokens' embeddings."""
+    d_hidden: PositiveCount = Field(default_factory=lambda values: values["d_model"])
+    """Width of the state of a layer, in each direction; as `d_model` if not given."""
+    n_layers: PositiveCount = 1
+    """Number of recurrent layers, one on top of the other."""
+    bidirectional: bool = False
+    """Whether each layer also reads from right to left; not for language modelling, which must not read ahead."""
+    pooling: Literal["last", "mean"] = "last"
+    """What a whole sequence is judged by: the state after its last token (of each direction, after it has read
+    all), or the mean of all states."""
+    context: PositiveCount = 512
+    """The longest row, in tokens."""
+    tie_embeddings: bool = False
+    """Whether scores over the vocabulary use the table of the token embeddings (Press & Wolf 2017)."""
+    initialiser: Literal["normal", "xavier", "kaiming", "zeros"] = "xavier"
+    """How weights begin, gate by gate; see `groundup.nn.initialisers`. An LSTM's forget gates begin open: their bias
+    is one (Gers et al. 2000; Jozefowicz et al. 2015, §2.2)."""
+    initialiser_std: float = Field(default=0.1, ge=0)
+    """Standard deviation of `normal`, and of embedding tables."""
+
+    @model_validator(mode="after")
+    def _table_fits(self) -> Self:
+        if self.tie_embeddings and self.d_hidden != self.d_model:
+            raise ValueError(f"to tie embeddings, set d_hidden ({self.d_hidden}) to d_model ({self.d_model})")
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        """The vocabulary size. Raises ValueError while it is not known."""
+        if self.vocab_size is None:
+            raise ValueError("vocab_size is not known yet: give it, or take it from the tokenizer")
+        return self.vocab_size
+
+    @property
+    def n_heads(self) -> int:
+        """Raises UserError: a cache of keys and values was asked for, and there is no attention to keep them of."""
+        what = "a recurrent network keeps no keys and values, so it cannot write text token by token here"
+        raise UserError(what, fix="generate with a model of the type gpt")
+
+    @classmethod
+    def from_hugging_face(cls, given: dict[str, Any]) -> Self:
+        """The Config for a config.json of ours. Raises UserError for one of another family."""
+        only(given, "model_type", MODEL_TYPES)
+        return cls(**ours(given))
+
+    def to_hugging_face(self, head: str) -> dict[str, Any]:
+        """A config.json for this model with a head; there is no published layout."""
+        return own_format(self, head) | {"vocab_size": self.vocabulary, "max_position_embeddings": self.context}
+
+
+class Steps(NamedTuple):
+    """The tokens of all sequences in the order in which they are read: all first ones, all second ones, …"""
+
+    order: Tensor
+    """(N,) places among the B·T positions; within a step the longest sequence comes first."""
+    sizes: list[int]
+    """How many sequences have a token at each step; never more than at the step before."""
+
+
+def steps(starts_E: Tensor, lengths_E: Tensor, *, reverse: bool = False) -> Steps:
+    """In which order sequences are read that begin at `starts_E`; with `reverse`, each from its end."""
+    lengths_E, longest_first_E = lengths_E.sort(descending=True, stable=True)
+    starts_E = starts_E[longest_first_E]
+    step_T1 = torch.arange(int(lengths_E[0]) if len(lengths_E) else 0, device=starts_E.device)[:, None]
+    places_TE = starts_E + (lengths_E - 1 - step_T1 if reverse else step_T1)
+    is_there_TE = step_T1 < lengths_E
+    return Steps(places_TE[is_there_TE], is_there_TE.sum(1).tolist())
+
+
+def sequences(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Where each sequence of a batch begins among its B·T positions, and how long it is; (E,) each.
+
+    Of a row packed with several documents, each is a sequence.
+    """
+    ids_BT, documents_BT = batch["input_ids"], batch.get("document_ids")
+    if documents_BT is None or "lengths" in batch:
+        return places(ids_BT[..., None], batch)
+    begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    starts_E = begins_BT.flatten().nonzero().squeeze(1)
+    return starts_E, torch.diff(starts_E, append=starts_E.new_tensor([documents_BT.numel()]))
+
+
+State = tuple[Tensor, ...]
+Cell = Callable[[Tensor, State, Tensor, Tensor], State]
+"""From what the input gives to all gates, (E,G), the states before, the recurrent matrix (G,D) and its bias (G,)
+to the states after; the first of them is h, (E,D)."""
+
+
+def elman(gates_EG: Tensor, state: State, weight_GD: Tensor, bias_G: Tensor) -> State:
+    """One step of Elman's network."""
+    return (torch.tanh(gates_EG + F.linear(state[0], weight_GD, bias_G)),)
+
+
+def gru(gates_EG: Tensor, state: State, weight_GD: Tensor, bias_G: Tensor) -> State:
+    """One step of a GRU."""
+    h_ED = state[0]
+    width = 2 * h_ED.shape[1]
+    seen_EG = F.linear(h_ED, weight_GD, bias_G)
+    r_ED, z_ED = torch.sigmoid(gates_EG[:, :width] + seen_EG[:, :width]).chunk(2, dim=1)
+    n_ED = torch.tanh(gates_EG[:, width:] + r_ED * seen_EG[:, width:])
+    return (torch.lerp(n_ED, h_ED, z_ED),)
+
+
+def lstm(gates_EG: Tensor, state: State, weight_GD: Tensor, bias_G: Tensor) -> State:
+    """One step of an LSTM; its second state is c."""
+    h_ED, c_ED = state
+    i_ED, f_ED, g_ED, o_ED = (gates_EG + F.linear(h_ED, weight_GD, bias_G)).chunk(4, dim=1)
+    c_ED = torch.sigmoid(f_ED) * c_ED + torch.sigmoid(i_ED) * torch.tanh(g_ED)
+    return torch.sigmoid(o_ED) * torch.tanh(c_ED), c_ED
+
+
+CELLS: dict[str, Cell] = {"elman": elman, "gru": gru, "lstm": lstm}
+GATES = {"elman": 1, "gru": 3, "lstm": 4}
+"""How many matrices of one kind a cell has."""
+
+
+def unroll(
+    cell: Cell, gates_NG: Tensor, sizes: Sequence[int], weight_GD: Tensor, bias_G: Tensor, states: int
+) -> Tensor:
+    """The states h after every token, (N,D), in the order of `Steps`; all begin at zero."""
+    gates = torch.split(gates_NG, list(sizes))
+    state: State = tuple(gates_NG.new_zeros(sizes[0], weight_GD.shape[1]) for _ in range(states))
+    found = []
+    for gates_EG in gates:
+        state = cell(gates_EG, tuple(each[: len(gates_EG)] for each in state), weight_GD, bias_G)
+        found.append(state[0])
+    return torch.cat(found)
+
+
+class Recurrent(nn.Module):
+    """The recurrent layers; parameters are named as torch.nn names them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.cell, self.gates, self.n_layers = CELLS[config.cell], GATES[config.cell], config.n_layers
+        self.states, self.dropout = 2 if config.cell == "lstm" else 1, config.dropout
+        self.directions = ("", "_reverse") if config.bidirectional else ("",)
+        wide, width = self.gates * config.d_hidden, config.d_model
+        for layer in range(config.n_layers):
+            for direction in self.directions:
+                self.register_parameter(f"weight_ih_l{layer}{direction}", nn.Parameter(torch.empty(wide, width)))
+                shape = (wide, config.d_hidden)
+                self.register_parameter(f"weight_hh_l{layer}{direction}", nn.Parameter(torch.empty(shape)))
+                self.register_parameter(f"bias_ih_l{layer}{direction}", nn.Parameter(torch.empty(wide)))
+                self.register_parameter(f"bias_hh_l{layer}{direction}", nn.Parameter(torch.empty(wide)))
+            width = config.d_hidden * len(self.directions)
+
+    @torch.no_grad()
+    def begin(self, draw: Callable[[Tensor], None], generator: torch.Generator, std: float) -> None:
+        """Each gate's matrices by themselves, as the fan of a matrix is that of one gate."""
+        for name, weight in self.named_parameters():
+            if name.startswith("weight"):
+                for gate in weight.chunk(self.gates):
+                    draw(gate)
+            elif name.startswith("bias_ih") and self.gates == GATES["lstm"]:
+                weight.chunk(self.gates)[1].fill_(1.0)
+
+    # A compiler would write every step of the loop out, again for every mixture of lengths.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, x_ND: Tensor, starts_E: Tensor, lengths_E: Tensor) -> Tensor:
+        """States of all positions, (B·T,D), zero where there is no token; x_ND are the B·T inputs."""
+        reading = [steps(starts_E, lengths_E, reverse=direction != "") for direction in self.directions]
+        for layer in range(self.n_layers):
+            x_ND = x_ND if layer == 0 else dropout(x_ND, self.dropout, self.training)
+            both = [
+                self._read(x_ND, f"l{layer}{direction}", *way)
+                for direction, way in zip(self.directions, reading, strict=True)
+            ]
+            x_ND = torch.cat(both, dim=1) if len(both) > 1 else both[0]
+        return x_ND
+
+    def _read(self, x_ND: Tensor, name: str, order_N: Tensor, sizes: list[int]) -> Tensor:
+        """The states of one layer in one direction, each at its token's place."""
+        weights = [self.get_parameter(f"{kind}_{name}") for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")]
+        # All products with inputs are one: only those with states must wait for each other.
+        gates_NG = F.linear(x_ND[order_N], *weights[:2])
+        h_ND = unroll(self.cell, gates_NG, sizes, weights[2], weights[3], states=self.states)
+        return h_ND.new_zeros(len(x_ND), h_ND.shape[1]).index_copy(0, order_N, h_ND)
+
+
+class Rnn(KeepsActivations):
+    """Token ids to the states of the last layer."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.context, self.causal, self.dropout = config.context, not config.bidirectional, config.dropout
+        self.embeddings = nn.Embedding(config.vocabulary, config.d_model)
+        self.recurrent = Recurrent(config)
+        self.width = config.d_hidden * (2 if config.bidirectional else 1)
+
+    def read(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states of the `input_ids` of a batch, padded, flat or packed, (B,T,D)."""
+        ids_BT = given(batch, "input_ids")
+        check_length(ids_BT.shape[1], self.context, batch.get("positions"))
+        hidden_BTD: Tensor = self(ids_BT, *sequences(batch))
+        return hidden_BTD
+
+    def forward(self, input_ids_BT: Tensor, starts_E: Tensor, lengths_E: Tensor) -> Tensor:
+        """(B,T) to (B,T,D), for sequences that begin at `starts_E` among the B·T positions; see `sequences`."""
+        x_BTD = dropout(self.embeddings(input_ids_BT), self.dropout, self.training)
+        hidden_ND: Tensor = self.recurrent(x_BTD.flatten(0, 1), starts_E, lengths_E)
+        return hidden_ND.view(*input_ids_BT.shape, -1)
+
+
+def build(config: Config) -> Rnn:
+    """The backbone, its weights not yet initialised."""
+    return Rnn(config)
+
+
+def _language(config: Config, backbone: Rnn, outputs: int | None) -> LanguageHead | TiedLanguageHead:
+    if config.bidirectional:
+        what = "a language model must not read ahead, and this network is bidirectional"
+        raise UserError(what, fix="set `bidirectional: false`")
+    if config.tie_embeddings:
+        return language_head(backbone.embeddings, tie=True)
+    return LanguageHead(backbone.width, config.vocabulary)
+
+
+def _sequence(config: Config, backbone: Rnn, outputs: int | None) -> LinearHead:
+    reads: Any = config.pooling if config.pooling == "mean" or not config.bidirectional else "ends"
+    return heads.classifier("sequence", reads=reads, drops=True)(config, backbone, outputs)
+
+
+HEADS = {
+    "language": _language,
+    "sequence": _sequence,
+    "tokens": heads.classifier("tokens", reads="all", drops=True),
+    "embedding": heads.embedding("mean"),
+}
+ARCHITECTURES = own_architectures("rnn", list(HEADS))
+
+
+def parameters(config: Config) -> int:
+    """Number of trained parameters, the head over the vocabulary included."""
+    biases = 2 * config.n_layers * _directions(config) * GATES[config.cell] * config.d_hidden
+    head = 0 if config.tie_embeddings else config.vocabulary * config.d_hidden * _directions(config)
+    return config.vocabulary * config.d_model + _products(config) + biases + head
+
+
+def flops_per_token(config: Config, context: int) -> float:
+    """Floating-point operations of the forward pass per token, of whatever length its row is.
+
+    Matrix products only, a multiply-add counts two; the language head at every position.
+    """
+    return 2.0 * (_products(config) + config.vocabulary * config.d_hidden * _directions(config))
+
+
+def _directions(config: Config) -> int:
+    return 2 if config.bidirectional else 1
+
+
+def _products(config: Config) -> int:
+    """Weights that the recurrent layers multiply each token with."""
+    directions, inputs = _directions(config), config.d_model
+    total = 0
+    for _ in range(config.n_layers):
+        total += directions * GATES[config.cell] * config.d_hidden * (inputs + config.d_hidden)
+        inputs = directions * config.d_hidden
+    return total
