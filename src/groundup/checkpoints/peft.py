@@ -97,6 +97,27 @@ def load_adapter(network: Network, folder: Path) -> Network:
     return network.eval()
 
 
+def read_changes(network: Network, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """What an adapter adds to a network that stays as it is: A (R, I) and s · B (O, R) by full names of layers.
+
+    Raises UserError for an adapter that does more (DoRA, modules that train whole, new tokens), besides what
+    `load_adapter` raises for adapters of another base and for damaged files.
+    """
+    given = read_config(folder)
+    changes = _read_weights(folder, network)
+    whole = {name: tensor for name, tensor in changes.items() if ".lora_" not in name}
+    if given.get("use_dora") or whole:
+        more = "the lengths of matrices (DoRA)" if given.get("use_dora") else next(iter(whole)).removesuffix(".weight")
+        fix = "merge it into its base, and serve that as a model of its own"
+        raise UserError(f"the adapter changes {more}, which cannot be chosen per request", where=str(folder), fix=fix)
+    _check_names(folder, given, network.state_dict(), changes, {})
+    _check_base(network, folder, {})
+    _check_shapes(network, folder, changes, {})
+    config = _config(catalog.load("adapters", "lora"), given, changes, {}, folder)
+    layers = [name.removesuffix(".lora_A") for name in changes if name.endswith(".lora_A")]
+    return {name: (changes[f"{name}.lora_A"], changes[f"{name}.lora_B"] * config.scaling_of(name)) for name in layers}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json, of a kind that can be opened. Raises UserError otherwise."""
     path = folder / CONFIG
