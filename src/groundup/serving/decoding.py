@@ -114,7 +114,7 @@ class Continuation:
         decoder = self._primed_decoder()
         for choice in self._tokens():
             self.choices.append(choice)
-            if choice.id in self.stop_ids:
+            if self._ends(choice):
                 break
             shown = stops.push(decoder.push(choice.id))
             if shown:
@@ -140,7 +140,7 @@ class Continuation:
         if most <= 0:
             return
         cache = self.runtime.new_cache(sequences=1, tokens=len(self.prompt_ids) + most - 1)
-        sampler = Sampler(self.settings)
+        sampler = Sampler(self.settings, self.stop_ids)
         sampler.see(self.prompt_ids, self.runtime.vocab_size)
         ids, position = self.prompt_ids, 0
         for _ in range(most):
@@ -150,10 +150,13 @@ class Continuation:
             position += len(ids)
             ids = [choice.id]
 
+    def _ends(self, choice: Choice) -> bool:
+        return choice.id in self.stop_ids and not self.settings.ignore_eos
+
     def _ending(self, stop: str | None) -> tuple[Reason, str]:
         if stop is not None:
             return "stop", f"the stop string {stop!r}"
-        if self.choices and self.choices[-1].id in self.stop_ids:
+        if self.choices and self._ends(self.choices[-1]):
             return "stop", "the model ended the text"
         return self._limit()
 
