@@ -291,7 +291,7 @@ def serve_api(tmp_path: Path) -> Callable[..., Any]:
         from groundup.serving.api.calling import Api
         from groundup.serving.api.registry import Registry
         from groundup.serving.api.settings import Settings
-        from groundup.serving.client import LocalClient
+        from groundup.serving.local import LocalClient
         from groundup.serving.models import Options
         from groundup.serving.telemetry import Telemetry
 
