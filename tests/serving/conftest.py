@@ -285,7 +285,7 @@ def serve_api(tmp_path: Path) -> Callable[..., Any]:
     """
 
     @asynccontextmanager
-    async def serve(models: Mapping[str, Path], **settings: Any) -> AsyncIterator[Any]:
+    async def serve(models: Mapping[str, Path], *, cache_bytes: int = 16 << 20, **settings: Any) -> AsyncIterator[Any]:
         pytest.importorskip("fastapi", reason="pip install 'groundup[serve]'")
         from groundup.serving.api.app import create_app
         from groundup.serving.api.calling import Api
@@ -297,7 +297,7 @@ def serve_api(tmp_path: Path) -> Callable[..., Any]:
 
         async with LocalClient() as client:
             telemetry = Telemetry()
-            options = Options(device="cpu", cache_bytes=16 << 20)
+            options = Options(device="cpu", cache_bytes=cache_bytes)
             registry = Registry(client, options=options, telemetry=telemetry)
             for name, path in models.items():
                 await registry.load(name, str(path))

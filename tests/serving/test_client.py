@@ -163,7 +163,7 @@ def test_a_new_engine_is_given_what_the_old_one_had(runs: Runs) -> None:
             for call in (client.load("m", "/path"), client.load("n", "/other"), client.load_adapter("m", "a", "/a")):
                 task = asyncio.create_task(call)
                 asked = await far.get()
-                await far.send(wire.Loaded(asked.id, asked.model, facts()))
+                await far.send(wire.Loaded(asked.id, asked.model, facts(folder=f"/store/{asked.model}")))
                 await task
             assert set(client.models) == {"m", "n"} and ("m", "a") in client.adapters
         async with joined(client) as (_, far):
@@ -175,11 +175,27 @@ def test_a_new_engine_is_given_what_the_old_one_had(runs: Runs) -> None:
             for _ in range(3):
                 asked = await far.get()
                 seen.append((asked.kind, asked.model, asked.path))
-                lost = asked.path == "/other"
-                answer = wire.Failed(asked.id, "bad_request", "gone from the disk") if lost else None
-                await far.send(answer or wire.Loaded(asked.id, asked.model, facts()))
-            assert seen == [("Load", "m", "/path"), ("Load", "n", "/other"), ("LoadAdapter", "m", "/a")]
-            assert [fault.what for fault in await task] == ["gone from the disk"]
+                short = asked.model == "n"
+                answer = wire.Failed(asked.id, "bad_request", "memory is short") if short else None
+                await far.send(answer or wire.Loaded(asked.id, asked.model, facts(folder=f"/store/{asked.model}")))
+            # Where the paths led to is asked for, whatever a link points at now.
+            assert seen == [("Load", "m", "/store/m"), ("Load", "n", "/store/n"), ("LoadAdapter", "m", "/a")]
+            assert [fault.what for fault in await task] == ["memory is short"]
+            answering = asyncio.create_task(client.answer(wire.Answer("m", [])))
+            await far.send(wire.Answered((await far.get()).id, []))
+            await answering
+            with pytest.raises(EngineGone):
+                await client.answer(wire.Answer("n", []))
+            assert not client.is_open and set(client.models) == {"m", "n"}
+
+            # Tried again, it is there, but no longer the same model.
+            task = asyncio.create_task(client.restore())
+            await far.send(wire.Loaded((await far.get()).id, "n", facts(digest="another")))
+            undo = await far.get()
+            assert isinstance(undo, wire.Unload) and undo.model == "n"
+            await far.send(wire.Done(undo.id))
+            assert ["no longer what was served" in fault.what for fault in await task] == [True]
+            await client.unload("n")
             assert client.is_open and set(client.models) == {"m"}
 
     runs(body())

@@ -16,7 +16,8 @@ import torch
 
 import groundup
 from groundup.serving import wire
-from groundup.serving.client import EngineFault, EngineGone, LocalClient, Token
+from groundup.serving.client import EngineFault, EngineGone, Token
+from groundup.serving.local import LocalClient
 from groundup.serving.models import Options
 from groundup.serving.sampler import Sampling
 from groundup.serving.wire import Finished

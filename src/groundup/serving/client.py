@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from groundup.errors import GroundupError
 from groundup.serving import wire
 from groundup.serving.models import Facts, Options
+from groundup.serving.remembered import Given, Remembered
 from groundup.serving.wire import Finished, Frame, Pong
 
 READ = 1 << 18
@@ -121,8 +121,7 @@ class EngineClient:
         """Whether new work is refused."""
         self.progress: dict[str, float] = {}
         """When each model last gave a token or an answer, by the event loop's clock."""
-        self._loads: dict[str, wire.Load] = {}
-        self._adapter_loads: dict[tuple[str, str], wire.LoadAdapter] = {}
+        self._given = Remembered()
         self._numbers = itertools.count(1)
         self._pending: dict[int, asyncio.Queue[Got]] = {}
         self._pings: dict[int, asyncio.Future[Pong]] = {}
@@ -130,7 +129,6 @@ class EngineClient:
         self._reading: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[wire.Ready] | None = None
         self._gone = asyncio.Event()
-        self._is_restored = True
         self._why_gone = "the engine has not been started"
         self.retry_after_s: float | None = None
         """What EngineGone suggests; the supervisor knows how long a start takes."""
@@ -143,7 +141,7 @@ class EngineClient:
         Raises EngineGone if it ends, or is not up in time.
         """
         assert self._writer is None, "attached already: detach first"
-        self._is_restored = not self._loads
+        self._given.begin()
         reader, self._writer = await asyncio.open_connection(sock=joined)
         self._gone = asyncio.Event()
         self._ready = asyncio.get_running_loop().create_future()
@@ -171,7 +169,7 @@ class EngineClient:
     @property
     def is_open(self) -> bool:
         """Whether there is an engine to talk to, with the models that it should have."""
-        return self._writer is not None and self._is_restored
+        return self._writer is not None and not self._given.missing
 
     @property
     def in_flight(self) -> int:
@@ -253,68 +251,72 @@ class EngineClient:
             raise EngineFault("bad_request", f"a model {model!r} is loaded already", fix="unload it first")
         frame = wire.Load(0, model, path, (options or Options()).as_data())
         loaded = await self._ask(frame, wire.Loaded)
-        self._loads[model], self.models[model] = frame, Facts.of_data(loaded.facts)
+        self._given.add(frame, loaded.facts)
+        self.models[model] = Facts.of_data(loaded.facts)
         return self.models[model]
 
     async def unload(self, model: str) -> None:
         """Let a model go; its requests are cancelled."""
         self._require_open()
-        await self._ask(wire.Unload(0, model), wire.Done)
+        if not self._given.is_missing(model):
+            await self._ask(wire.Unload(0, model), wire.Done)
         self.models.pop(model, None)
         self.progress.pop(model, None)
-        self._loads.pop(model, None)
-        for pair in [pair for pair in self.adapters if pair[0] == model]:
-            self._forget(pair)
+        self.adapters = {pair: facts for pair, facts in self.adapters.items() if pair[0] != model}
+        self._given.forget(model)
 
     async def load_adapter(self, model: str, adapter: str, path: str) -> Mapping[str, Any]:
         """Verify and open an adapter of a model."""
-        self._require_open()
+        self._require_open(model)
         frame = wire.LoadAdapter(0, model, adapter, path)
         loaded = await self._ask(frame, wire.Loaded)
-        self._adapter_loads[model, adapter], self.adapters[model, adapter] = frame, loaded.facts
+        self._given.add(frame, loaded.facts)
+        self.adapters[model, adapter] = loaded.facts
         return loaded.facts
 
     async def unload_adapter(self, model: str, adapter: str) -> None:
         """Let an adapter go."""
-        self._require_open()
-        await self._ask(wire.UnloadAdapter(0, model, adapter), wire.Done)
-        self._forget((model, adapter))
-
-    def _drop(self, frame: wire.Load | wire.LoadAdapter) -> None:
-        """Forget what could not be loaded again."""
-        if isinstance(frame, wire.LoadAdapter):
-            self._forget((frame.model, frame.adapter))
-            return
-        self.models.pop(frame.model, None)
-        self._loads.pop(frame.model, None)
-
-    def _forget(self, pair: tuple[str, str]) -> None:
-        self.adapters.pop(pair, None)
-        self._adapter_loads.pop(pair, None)
+        self._require_open(model)
+        if not self._given.is_missing(model, adapter):
+            await self._ask(wire.UnloadAdapter(0, model, adapter), wire.Done)
+        self.adapters.pop((model, adapter), None)
+        self._given.forget(model, adapter)
 
     async def restore(self) -> list[EngineFault]:
-        """Load into a new engine what the last one had; work is taken again afterwards.
+        """Load into a new engine what the last one had and this one still lacks; what kept it from that.
 
-        What cannot be loaded any more is let go and its fault returned. Raises EngineGone.
+        A model is served again as soon as it is there. What could not be loaded stays asked for: call again later.
+        Raises EngineGone.
         """
         faults: list[EngineFault] = []
-        frames: list[wire.Load | wire.LoadAdapter] = [*self._loads.values(), *self._adapter_loads.values()]
-        for frame in frames:
+        for frame in list(self._given.missing):
             try:
-                await self._ask(frame, wire.Loaded)
+                await self._load_again(frame)
             except EngineGone:
                 raise
             except EngineFault as fault:
                 faults.append(fault)
-                self._drop(frame)
-        self._is_restored = True
         return faults
+
+    async def _load_again(self, frame: Given) -> None:
+        loaded = await self._ask(frame, wire.Loaded)
+        if frame not in self._given.missing:  # given up meanwhile
+            return
+        if self._given.is_same(frame, loaded.facts):
+            self._given.found(frame)
+            return
+        if isinstance(frame, wire.Load):
+            await self._ask(wire.Unload(0, frame.model), wire.Done)
+        else:
+            await self._ask(wire.UnloadAdapter(0, frame.model, frame.adapter), wire.Done)
+        what = f"{frame.path} is no longer what was served as {frame.model!r}: its digest is another"
+        raise EngineFault("bad_request", what, fix="unload the model, and load it anew if that is meant")
 
     # ------------------------------------------------------------------------------ work
 
     async def generate(self, request: wire.Generate) -> AsyncGenerator[Token | Finished, None]:
         """The tokens of a text, and Finished as the last; closing the generator cancels the request."""
-        self._require_open()
+        self._require_open(request.model, request.adapter)
         async with self._slot() as (number, queue):
             await self._send(replace(request, id=number))
             while True:
@@ -332,7 +334,7 @@ class EngineClient:
 
     async def answer(self, request: wire.Answer) -> wire.Answered:
         """Answers to rows, in order."""
-        self._require_open()
+        self._require_open(request.model)
         answered = await self._ask(request, wire.Answered)
         if any("error" not in answer for answer in answered.answers):
             self.progress[request.model] = asyncio.get_running_loop().time()
@@ -340,7 +342,7 @@ class EngineClient:
 
     async def score(self, request: wire.Score) -> list[float]:
         """Log-probabilities of the tokens from `from_position` on."""
-        self._require_open()
+        self._require_open(request.model, request.adapter)
         return list((await self._ask(request, wire.Scored)).logprobs)
 
     async def ping(self) -> Pong:
@@ -361,11 +363,11 @@ class EngineClient:
         """Ask the engine process to end."""
         await self._send(wire.Stop())
 
-    def _require_open(self) -> None:
+    def _require_open(self, model: str = "", adapter: str | None = None) -> None:
         if self.is_draining:
             what = "the server is shutting down and takes no new work"
             raise EngineFault("shutting_down", what, fix="send it to another replica, or again later", retry_after_s=5)
-        if not self.is_open:
+        if self._writer is None or self._given.is_missing(model, adapter):
             raise self._absent()
 
     async def _ask(self, frame: Frame, answered: type[F]) -> F:
@@ -394,23 +396,3 @@ class EngineClient:
 
 def _fault(frame: wire.Failed) -> EngineFault:
     return EngineFault(frame.code, frame.message, fix=frame.fix, retry_after_s=frame.retry_after_s)
-
-
-class LocalClient(EngineClient):
-    """An engine in a thread of this process: for `groundup predict` and for tests; see `Client`.
-
-    `async with LocalClient() as client`. There is no supervisor: an engine that dies stays dead.
-    """
-
-    async def __aenter__(self) -> LocalClient:
-        from groundup.serving import worker  # brings torch
-
-        ours, theirs = socket.socketpair()
-        self._thread = threading.Thread(target=worker.serve, args=(theirs,), name="engine", daemon=True)
-        self._thread.start()
-        await self.attach(ours)
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.detach("the client was closed")
-        await asyncio.to_thread(self._thread.join, 30)

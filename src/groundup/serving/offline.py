@@ -29,7 +29,7 @@ from groundup.serving.api.registry import Registry, Served
 from groundup.serving.api.schemas import Body, ChatRequest, CompletionRequest
 from groundup.serving.api.settings import Settings
 from groundup.serving.api.validation import explained
-from groundup.serving.client import LocalClient
+from groundup.serving.local import LocalClient
 
 DEFAULTS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
 """How texts are continued unless the caller or the row says otherwise: as the model finds likeliest."""

@@ -165,10 +165,14 @@ class Supervisor:
             self._restoring = asyncio.create_task(self._restore(), name="models being loaded again")
 
     async def _restore(self) -> None:
-        """Load what the engine before had."""
+        """Load what the engine before had; what cannot be loaded now, because memory is short, is tried again."""
+        delay = self.watch.ping_every_s
         with suppress(EngineGone):  # the watch sees that too
-            for fault in await self.client.restore():
-                log.error("a model could not be loaded again: %s", fault)
+            while faults := await self.client.restore():
+                delay = min(2 * delay, self.watch.longest_delay_s)
+                for fault in faults:
+                    log.error("a model could not be loaded again (next attempt in %.0f s): %s", delay, fault)
+                await asyncio.sleep(delay)
             self.state = "up"
 
     async def _ending(self) -> tuple[Cause, str]:
