@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundup.errors import UserError
 from groundup.evaluation.metrics.translation import bleu, chrf
-from groundup.models import gpt2
+from groundup.models import gpt2, mlp
 from groundup.nn.attention import Bidirectional
 from groundup.nn.initialisers import initialise
 from groundup.nn.losses import IGNORED, cross_entropy
@@ -182,6 +183,10 @@ def test_a_dense_layer_does_not_flatten() -> None:
     assert right(pictures).shape == (3, 100)
     counts = [sum(weight.numel() for weight in layer.parameters()) for layer in (silent, right)]
     assert counts == [2_900, 78_500]
+    ours = mlp.build(mlp.Config(n_features=784, widths=(100,)))
+    assert ours(pictures[:, None]).shape == (3, 1, 100), "one hidden state a picture"
+    with pytest.raises(UserError, match="756 numbers, and the model reads 784"):
+        ours(pictures[:, None, 1:])
 
 
 def test_parameters_belong_to_an_object() -> None:

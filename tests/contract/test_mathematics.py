@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch import nn
 
-from groundup.models import gpt2
+from groundup.models import cnn, gpt2, mlp, rnn
 from groundup.nn.attention import Bidirectional
+from groundup.nn.losses import cross_entropy
 
 SPEC = importlib.util.spec_from_file_location("formulas_in_torch", Path(__file__).with_name("formulas_in_torch.py"))
 assert SPEC is not None and SPEC.loader is not None
@@ -110,6 +111,7 @@ def compare(found: Any, expected: Any, what: str) -> None:
         found, expected = found(POINTS), expected(torch.tensor(POINTS))
     expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else np.asarray(expected)
     assert np.shape(found) == expected.shape, what
+    assert np.any(expected), f"{what}: all zero, so nothing is compared"
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9, err_msg=what)
 
 
@@ -152,24 +154,58 @@ def test_a_wrong_formula_is_noticed(page: str, right: str, wrong: str) -> None:
         run(read(page).replace(right, wrong), REFERENCES[page])
 
 
-@pytest.mark.parametrize(
-    ("heading", "cell"), [("Elman's network", nn.RNN), ("LSTM", nn.LSTM), ("GRU", nn.GRU)], ids=["rnn", "lstm", "gru"]
-)
-def test_the_cells_are_torchs(heading: str, cell: type[nn.RNNBase]) -> None:
-    """Not only a cell's parts, but its states are those of the layer that everybody uses."""
+def names_at(page: str, heading: str) -> dict[str, Any]:
+    """What the code of a page has defined when a section ends."""
     names: dict[str, Any] = {}
-    for section in sections(read("recurrence.md")):
+    for section in sections(read(page)):
         for block in section.code:
             exec(block, names)
         if section.heading == heading:
             break
-    layer = cell(3, 4, dtype=torch.float64)
+    return names
+
+
+def test_our_perceptron_has_the_gradients_that_the_page_derives() -> None:
+    names = names_at("back-propagation.md", "A batch")
+    config = mlp.Config(n_features=6, widths=(5, 4), activation="sigmoid")
+    backbone = mlp.build(config).double()
+    head = mlp.HEADS["features"](config, backbone, 3).double()
+    layers = [*(layer.linear for layer in backbone.layers), head]
+    for number, layer in enumerate(layers, start=1):
+        layer.weight.data, layer.bias.data = torch.tensor(names[f"W{number}"]), torch.tensor(names[f"b{number}"])
+    scores = head(backbone(torch.tensor(names["X"])))[:, 0]
+    total, count = cross_entropy(scores, torch.tensor(names["Y"]).argmax(1))
+    (total / count).backward()
+    compare(names["dW3_batch"], head.weight.grad, "the last layer")
+    compare(names["dW2_batch"], layers[1].weight.grad, "the layer before")
+
+
+def test_the_network_of_the_tutorial_is_as_large_as_the_page_counts() -> None:
+    names = names_at("convolution.md", "How many weights")
+    config = cnn.Config(image_size=28, channels=1)
+    assert names["N_all"] == cnn.parameters(config, 10)
+    assert names["N"] == sum(weight.numel() for weight in cnn.Block(names["c_in"], names["c_out"], config).parameters())
+
+
+CELLS = [("Elman's network", "elman", nn.RNN), ("LSTM", "lstm", nn.LSTM), ("GRU", "gru", nn.GRU)]
+
+
+@pytest.mark.parametrize(("heading", "ours", "torchs"), CELLS, ids=["elman", "lstm", "gru"])
+def test_the_cells_are_torchs_and_ours(heading: str, ours: str, torchs: type[nn.RNNBase]) -> None:
+    """Not only a cell's parts, but its states are those of the layer that everybody uses, and of `models/rnn.py`."""
+    names = names_at("recurrence.md", heading)
     weights = (names["W"], names["U"], names["b"], names.get("d", np.zeros_like(names["b"])))
-    for parameter, weight in zip(layer.parameters(), weights, strict=True):
-        parameter.data = torch.tensor(weight)
+    W, U, b, d = (torch.tensor(weight) for weight in weights)
     inputs, first = torch.tensor(names["x"][1:]), torch.tensor(names["h"][:1])
-    states, _ = layer(inputs, (first, torch.zeros_like(first)) if cell is nn.LSTM else first)
+    layer = torchs(3, 4, dtype=torch.float64)
+    for parameter, weight in zip(layer.parameters(), (W, U, b, d), strict=True):
+        parameter.data = weight
+    states, _ = layer(inputs, (first, torch.zeros_like(first)) if ours == "lstm" else first)
     compare(names["h"][1 : len(inputs) + 1], states, heading)
+    state = (first, torch.zeros_like(first))
+    for step, x in enumerate(inputs, start=1):
+        state = rnn.CELLS[ours](nn.functional.linear(x[None], W, b), state, U, d)
+        compare(names["h"][step], state[0][0], f"{heading}, step {step}")
 
 
 def test_our_attention_computes_what_the_page_derives() -> None:
