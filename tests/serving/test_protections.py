@@ -163,6 +163,12 @@ def another_site_reads(make: Make) -> bool:
     )
 
 
+def a_foreign_page_frames_an_answer(make: Make) -> bool:
+    world = make()
+    headers = dict(world("GET", "/docs", key=world.key).headers)
+    return headers.get("x-frame-options") == "SAMEORIGIN" and headers.get("x-content-type-options") == "nosniff"
+
+
 def a_script_reads_the_cookie(make: Make) -> bool:
     world = make()
     body = json.dumps({"key": world.key}).encode()
@@ -366,6 +372,7 @@ CASES: list[tuple[Callable[[Make], bool], Any, str, Any]] = [
     (a_rebound_name, edge, "require_known_host", allow),
     (too_many_headers, edge, "require_small_head", allow),
     (another_site_reads, edge, "may_read", lambda origin, origins: True),
+    (a_foreign_page_frames_an_answer, edge, "missing_guards", lambda headers: []),
     (a_script_reads_the_cookie, cookies, "guards", lambda scope, settings: []),
     (a_stated_length, limits, "require_length", allow),
     (a_body_without_a_length, limits, "require_received", allow),

@@ -22,6 +22,8 @@ _HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(?::[0-9]{1,5})?",
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9-]+(?:, ?[A-Za-z0-9-]+)*", re.ASCII)
 ONCE = (b"host", b"content-length", b"authorization", b"x-api-key", b"origin", b"content-type", b"content-encoding")
 """Headers whose second value would let two readers see two requests."""
+GUARDS = ((b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"SAMEORIGIN"))
+"""Headers that every answer has, unless the application chose its own."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 EXPOSED = b"x-request-id, x-model-digest, retry-after, " + b", ".join(
     f"x-ratelimit-{word}-{name}".encode() for name in ("requests", "tokens") for word in ("limit", "remaining", "reset")
@@ -62,20 +64,23 @@ class Edge:
         except Refused as refusal:
             await refuse(scope, receive, send, refusal)
             return
-        if scope["type"] == "websocket" or origin is None or not may_read(origin, self.settings.origins):
+        if scope["type"] == "websocket":
             await self.app(scope, receive, send)
             return
-        if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
-            await _answer_preflight(scope, send, origin)
-            return
+        added: list[tuple[bytes, bytes]] = []
+        if origin is not None and may_read(origin, self.settings.origins):
+            if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
+                await _answer_preflight(scope, send, origin)
+                return
+            added = [*_allowing(origin), (b"access-control-expose-headers", EXPOSED)]
 
-        async def send_readable(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                readable = [*_allowing(origin), (b"access-control-expose-headers", EXPOSED)]
-                message["headers"] = [*message.get("headers", ()), *readable]
+                headers = list(message.get("headers", ()))
+                message["headers"] = [*headers, *missing_guards(headers), *added]
             await send(message)
 
-        await self.app(scope, receive, send_readable)
+        await self.app(scope, receive, send_with_headers)
 
 
 def hosts_of(bind: str, named: tuple[str, ...]) -> frozenset[str] | None:
@@ -134,6 +139,12 @@ def require_known_host(scope: Scope, hosts: frozenset[str] | None) -> None:
 def may_read(origin: str, origins: tuple[str, ...]) -> bool:
     """Whether pages of an origin may read the answers."""
     return origin in origins
+
+
+def missing_guards(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """What keeps browsers from guessing the type of an answer, or showing it inside a foreign page."""
+    names = {name.lower() for name, _ in headers}
+    return [pair for pair in GUARDS if pair[0] not in names]
 
 
 def require_own_origin(scope: Scope, *, others: tuple[str, ...] = (), needed: bool = True) -> None:
