@@ -21,6 +21,11 @@ def serve(
     ] = None,
     model: Annotated[Options, typer.Option(help="NAME=PATH: serve a model under this name; may be repeated.")] = None,
     adapter: Annotated[Options, typer.Option(help="NAME=PATH, or NAME@MODEL=PATH where several generate.")] = None,
+    canary: Annotated[
+        Options, typer.Option(help="NAME=PATH: try this model on a share of NAME's requests; see --set canary.….")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="groundup, or vllm for one language model on GPUs.")] = "groundup",
+    vllm: Annotated[Options, typer.Option(help="With --engine vllm: gpus=2, gpu_memory=80%, …")] = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on; loopback unless given.")] = None,
     port: Annotated[int | None, typer.Option(help="8000 unless given; 0 takes any free one.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads of an engine.")] = None,
@@ -57,7 +62,7 @@ def serve(
     from groundup.errors import UserError
     from groundup.serving import server
     from groundup.serving.keys import default_path, first_key
-    from groundup.serving.service import service
+    from groundup.serving.service import named, service
 
     if log_format not in ("text", "json"):
         raise UserError(f"no log format {log_format!r}", where="--log-format", fix="text or json")
@@ -67,11 +72,14 @@ def serve(
     changes = {name: value for name, value in given.items() if value is not None} | _settings(set_ or [])
     wanted = service(paths or [], models=model or [], adapters=adapter or [], changes=changes)
     file = None if no_auth else keys or default_path()
-    place = server.Place(state, file, public_key, tls_cert, tls_key, traces, log_format)  # type: ignore[arg-type]
+    trials = dict(named(text, "--canary") for text in canary or [])
+    place = server.Place(state, file, public_key, tls_cert, tls_key, traces, log_format, trials)  # type: ignore[arg-type]
+    serve_with = _engine(engine, _settings(vllm or []), wanted, place)
     if plan:
         print("\n".join(server.plan(wanted, place)))
         return
-    server.examine(wanted, place)  # before a key is made for a server that cannot start
+    if engine == "groundup":
+        server.examine(wanted, place)  # before a key is made for a server that cannot start
     key = first_key(file) if file is not None else None
 
     def ready(address: str) -> None:
@@ -85,7 +93,29 @@ def serve(
         if file is None:
             print("without keys: whoever reaches the address may do everything", file=sys.stderr, flush=True)
 
-    server.serve(wanted, place, ready=ready)
+    serve_with(ready=ready)
+
+
+def _engine(name: str, options: dict[str, Any], wanted: Any, place: Any) -> Any:
+    """What serves with an engine of this name. Raises UserError, for one that there is not too."""
+    from functools import partial
+
+    from groundup.errors import UserError, nearest
+
+    if name == "groundup" and not options:
+        from groundup.serving import server
+
+        return partial(server.serve, wanted, place)
+    if name != "vllm":
+        what = f"there is no engine {name!r}" if name != "groundup" else "options of vLLM without vLLM"
+        raise UserError(
+            what, where="--engine", fix=nearest(name, ("groundup", "vllm")) if not options else "--engine vllm"
+        )
+    if place.candidates:
+        raise UserError("vLLM serves no candidate beside its model", where="--canary", fix="leave --engine out")
+    from groundup.deploy import vllm_serve
+
+    return partial(vllm_serve.serve, wanted, place, vllm_serve.options(options, wanted))
 
 
 def predict(

@@ -83,7 +83,11 @@ class Service:
             served.append(f"--adapter={name}{base}={adapter.path if in_place else f'{MODELS}/{name}'}")
         caches = [f"--cache={self.cache_bytes >> 20}Mi"] if any(f.token_bytes for f in self.models.values()) else []
         engine = [f"--grace={self.grace_s}s"]
-        engine += ["--engine=vllm"] if self.engine == "vllm" else [f"--threads={self.threads}", *caches]
+        engine += (
+            ["--engine=vllm", f"--vllm=gpus={self.gpus}"]
+            if self.engine == "vllm"
+            else [f"--threads={self.threads}", *caches]
+        )
         renamed = [f"--metrics-prefix={self.prefix}"] if self.prefix != "groundup" else []
         address = ["--host=0.0.0.0", f"--port={self.port}", "--log-format=json"]
         address += [] if in_place else [f"--state={STATE}"]

@@ -248,14 +248,16 @@ class Replicas:
                 log.info("engine restarted", extra={"engine": name})
 
     async def _replace(self, name: str, grace_s: float) -> None:
-        """Put a new engine in the place of the only one."""
-        old = self.engines[name]
-        new = self.make(name)
+        """Put a new engine, under another name, in the place of the only one."""
+        other = "1" if name == "0" else "0"
+        new = self.make(other)
         await new.start()
         await self._load_into(new)
-        self.engines[name] = new
-        await _until(lambda: not old.client.in_flight, grace_s)
-        await old.stop()
+        self.engines[other] = new
+        self.router.add(other)
+        self.router.remove(name)
+        await self._finish(name, grace_s)
+        await self.engines.pop(name).stop()
 
     async def _fresh(self, name: str) -> None:
         self.engines[name] = engine = self.make(name)

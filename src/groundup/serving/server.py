@@ -13,15 +13,16 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundup.errors import MissingExtra, UserError
+from groundup.errors import MissingExtra, UserError, nearest
 from groundup.serving import fit, logs, models, tls
-from groundup.serving.client import EngineClient, EngineFault
+from groundup.serving.canary_client import CanaryClient, CanaryHeader, resumed
+from groundup.serving.client import Client, EngineClient, EngineFault
 from groundup.serving.connections import uvicorn_options
 from groundup.serving.edge import is_loopback
 from groundup.serving.health import Health
@@ -59,6 +60,13 @@ class Place:
     traces: str = ""
     """An OTLP collector's address."""
     log_format: logs.Format = "text"
+    candidates: Mapping[str, str] = field(default_factory=dict)
+    """Models on trial: their paths, by the names of the models they may replace."""
+
+
+def candidate_of(name: str) -> str:
+    """The name under which the candidate for a model is served beside it."""
+    return f"{name}@candidate"
 
 
 def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
@@ -68,7 +76,12 @@ def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
     """
     options = service.settings.options(public_key=place.public_key)
     public_key = options.public_key
-    found = {name: (models.describe(path, public_key=public_key), options) for name, path in service.models.items()}
+    for name in place.candidates:
+        if name not in service.models:
+            what = f"there is no model {name!r} that a candidate could replace"
+            raise UserError(what, where="--canary", fix=nearest(name, service.models))
+    paths = {**service.models, **{candidate_of(name): path for name, path in place.candidates.items()}}
+    found = {name: (models.describe(path, public_key=public_key), options) for name, path in paths.items()}
     fit.require(found, fit.free_memory() // service.settings.replicas)
     return found
 
@@ -115,6 +128,7 @@ class _Server:
         self.healths: dict[str, Health] = {}
         self.probes: dict[str, asyncio.Task[None]] = {}
         self.supervisors: dict[str, Supervisor] = {}
+        self.trials: dict[str, CanaryClient] = {}
 
     async def run(self) -> None:
         """Start, serve, and end in order."""
@@ -145,16 +159,20 @@ class _Server:
 
     def _engine(self, name: str) -> Supervisor:
         """A new engine under a name, with its health watched; it replaces the one of that name."""
-        self._forget(name)
+        for known, supervisor in list(self.supervisors.items()):
+            if known == name or supervisor.state == "stopped":
+                self._forget(known)
         settings = self.service.settings
         client = EngineClient()
         watch = Watch(threads=settings.threads or self._threads, grace_s=settings.grace)
 
         def restarted(cause: str, why: str) -> None:
             self.telemetry.engine_restarted(engine=name, cause=cause)
+            for trial in self.trials.values():
+                trial.engine_restarted()
 
         self.supervisors[name] = supervisor = Supervisor(client, watch, restarted=restarted)
-        self.healths[name] = health = Health(client)
+        self.healths[name] = health = Health(client, optional=[candidate_of(one) for one in self.place.candidates])
         self.probes[name] = asyncio.create_task(health.run(), name=f"probes of engine {name}")
         return supervisor
 
@@ -165,6 +183,7 @@ class _Server:
 
     def _forget(self, name: str) -> None:
         self.healths.pop(name, None)
+        self.supervisors.pop(name, None)
         if (task := self.probes.pop(name, None)) is not None:
             task.cancel()
 
@@ -181,7 +200,18 @@ class _Server:
             await registry.load(name, path)
         for name, adapter in self.service.adapters.items():
             await registry.load_adapter(name, adapter.path, adapter.model)
-        return Api(client, registry, self.service.settings.limits, self.telemetry, guards.meter_of)
+        asked: Client = client
+        for name, path in self.place.candidates.items():
+            asked = self.trials[name] = await self._trial(asked, name, path, options)
+        return Api(asked, registry, self.service.settings.limits, self.telemetry, guards.meter_of)
+
+    async def _trial(self, client: Client, name: str, path: str, options: Options) -> CanaryClient:
+        """The client with a candidate for one of its models on trial."""
+        candidate = candidate_of(name)
+        await client.load(candidate, path, options)
+        report = self.place.state / f"canary-{name.replace('/', '_')}.json"
+        canary = resumed(report, self.service.settings.canary, client.models[name], client.models[candidate])
+        return CanaryClient(client, canary, current=name, candidate=candidate, telemetry=self.telemetry, report=report)
 
     async def _keep_figures(self) -> None:
         """Take over what the engines say of themselves, over and over."""
@@ -207,7 +237,15 @@ class _Server:
         async def drain() -> None:
             self._end(drained[0])
 
-        app = create_app(api, state=self.place.state, is_ready=self._is_ready, drain=drain, restart=restart)
+        app = create_app(
+            api,
+            state=self.place.state,
+            is_ready=self._is_ready,
+            drain=drain,
+            restart=restart,
+            trials={name: (one.canary, one.promote, one.roll_back) for name, one in self.trials.items()},
+        )
+        app = CanaryHeader(app) if self.trials else app
         watched = Observed(guards.protect(app), self.telemetry)
         is_up = partial(self.ready, address_of(self.socket, self.certificate))
         server = web_server(watched, self.service, self.certificate, is_up)

@@ -110,13 +110,13 @@ def service(
         for entry in described["models"]:
             _add(found, entry["name"], str(_model_of(artifact, entry)))
     for text in models:
-        name, path = _named(text, "--model")
+        name, path = named(text, "--model")
         _add(found, name, path)
     if not found:
         raise UserError("no model is named", fix="groundup serve runs/RECIPE/STAGE, or --model NAME=PATH")
     loras: dict[str, Adapter] = {}
     for text in adapters:
-        name, path = _named(text, "--adapter")
+        name, path = named(text, "--adapter")
         name, _, model = name.partition("@")
         if name in found or name in loras:
             raise UserError(f"two things are named {name!r}", where="--adapter", fix="choose another name")
@@ -154,7 +154,8 @@ def _model_of(artifact: Artifact, entry: Mapping[str, Any]) -> Path:
     return path
 
 
-def _named(text: str, where: str) -> tuple[str, str]:
+def named(text: str, where: str) -> tuple[str, str]:
+    """The two sides of NAME=PATH. Raises UserError."""
     name, sign, path = text.partition("=")
     if not sign or not path:
         raise UserError(f"{text!r} names no path", where=where, fix=f"{where} NAME=PATH")

@@ -23,6 +23,7 @@ from groundup.serving.api import docs, embeddings, errors, openai_chat, openai_c
 from groundup.serving.api.admin import admin_routes
 from groundup.serving.api.batches import Batches, Routes
 from groundup.serving.api.calling import Api, Caller
+from groundup.serving.api.canaries import Trial, canary_routes
 from groundup.serving.api.envelope import Envelope
 from groundup.serving.api.errors import ApiError, bad
 from groundup.serving.api.files import Files
@@ -65,11 +66,13 @@ def create_app(
     is_ready: Callable[[], bool],
     drain: Callable[[], Awaitable[None]] | None = None,
     restart: Callable[[], Awaitable[None]] | None = None,
+    trials: Mapping[str, Trial] | None = None,
 ) -> ASGIApp:
     """The ASGI application over a client whose models the registry knows, without authentication.
 
     `state` is the folder of files and batch jobs. `is_ready` answers /readyz. `drain` is called when an administrator
     asks the server to end, `restart` when its engines are to be started anew.
+    `trials` are the candidates on trial, by the name of the model that they may replace.
     """
     files = Files(state / "files", max_file=api.settings.max_file, max_files=api.settings.max_files)
     batches = Batches(api, files, state / "batches", JOBS)
@@ -97,6 +100,7 @@ def create_app(
     app.include_router(_task_routes(api))
     app.include_router(_job_routes(files, batches))
     app.include_router(admin_routes(api, drain, restart))
+    app.include_router(canary_routes(trials or {}))
     app.include_router(_server_routes(api, app))
     _answer_errors(app, api.telemetry)
     return Envelope(app, lambda: api.registry.digests)
