@@ -21,6 +21,7 @@ GIB = 1 << 30
 LLAMA = Facts(
     folder="f", kind="generate", task="chat", family="llama", digest="d" * 64, context=4096, vocab_size=32000,
     parameters=1_000_000_000, weight_bytes=4_000_000_000, read_bytes=3_800_000_000, token_bytes=131_072, chats=True,
+    width=2048,
 )  # fmt: skip
 
 
@@ -142,6 +143,24 @@ def test_two_models_share_what_is_left() -> None:
     with pytest.raises(UserError, match="are needed") as caught:
         fit.require(both, 8 * GIB)
     assert "fewer models" in caught.value.fix
+
+
+def test_what_is_settled_is_loaded_as_planned() -> None:
+    both = {"a": (LLAMA, Options()), "b": (dataclasses.replace(LLAMA, token_bytes=0, kind="answer"), Options())}
+    found = fit.settled(both, 16 * GIB)
+    wanted = fit.require(both, 16 * GIB)
+    assert found["a"][1].cache_bytes == wanted["a"].cache > 0 and found["b"][1].cache_bytes is None
+    assert fit.require(found, 16 * GIB) == wanted, "settled twice is settled once"
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_sequences": 0}, {"context": "long"}, {"contxt": 3}, {"cache_bytes": -1}, {"max_wait_ms": 1e9}]
+)
+def test_options_that_make_no_sense_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(UserError) as caught:
+        Options.of_data(given)
+    assert caught.value.fix and next(iter(given)) in caught.value.what
+    assert Options.of_data(Options(context=9).as_data()) == Options(context=9)
 
 
 def test_speed_follows_from_bandwidth_and_arithmetic() -> None:

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,18 @@ def require(models: Mapping[str, tuple[Facts, Options]], free_bytes: int) -> dic
     return found
 
 
+def settled(models: Mapping[str, tuple[Facts, Options]], free_bytes: int) -> dict[str, tuple[Facts, Options]]:
+    """The same models with the size of each cache settled, so that it is the same however they are loaded.
+
+    Raises UserError where they do not fit.
+    """
+    found = require(models, free_bytes)
+    return {
+        name: (facts, replace(options, cache_bytes=found[name].cache) if facts.token_bytes else options)
+        for name, (facts, options) in models.items()
+    }
+
+
 def _remedy(models: Mapping[str, tuple[Facts, Options]], found: Mapping[str, Need], room: int) -> str:
     """What would fit, in the order of what costs least: a smaller cache, a shorter context, fewer models."""
     fixed = sum(one.weights + one.workspace for one in found.values())
@@ -179,11 +191,10 @@ def _context(facts: Facts, options: Options) -> int:
 
 def _workspace(facts: Facts, options: Options) -> int:
     """Bytes that a step needs beside weights and cache: scores over the vocabulary in several copies (drawing sorts
-    them), and hidden states, of which a generous width is assumed from the number of parameters."""
+    them), and what a layer holds of its tokens at the same time, some sixteen times their width."""
     rows = options.max_sequences if facts.kind == "generate" else 0
     tokens = options.step_tokens if facts.kind == "generate" else options.max_batch_tokens
-    width = int((facts.parameters / 12) ** 0.5)
-    return WIDTH * (4 * rows * facts.vocab_size + 24 * tokens * width)
+    return WIDTH * (4 * rows * facts.vocab_size + 16 * tokens * facts.width)
 
 
 # ---------------------------------------------------------------------------------------- the machine

@@ -128,6 +128,11 @@ class Generating:
         self._mine -= {frame.id for frame in frames if isinstance(frame, wire.Finished | wire.Scored | wire.Failed)}
         return frames
 
+    @property
+    def promised_bytes(self) -> int:
+        """Memory that the cache may still take."""
+        return int(self.cache_bytes * (1 - self.engine.cache.usage))
+
     def stats(self) -> dict[str, float]:
         """The figures of `wire.Pong`."""
         return self.engine.stats()

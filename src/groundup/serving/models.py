@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from groundup import config as sections
 from groundup.artifact import MANIFEST, Artifact, digest_data, digest_file, open_artifact
 from groundup.config import Named
-from groundup.errors import ArtifactError, UserError
+from groundup.errors import ArtifactError, UserError, nearest
 from groundup.evaluation import answering
 from groundup.text.templates import read_templates
 
@@ -51,8 +53,10 @@ ROLES = {
     "embedding": {"text": "text"},
 }
 """For each labelled task: what a row is made of, and the setting of the task that names its column."""
+Positive = Annotated[int, Field(gt=0)]
 WIDTH = 4
 """Bytes of a number in memory: weights and cache are held in fp32."""
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _DIGITS = 8
 """Bytes of the length at the head of a safetensors file."""
@@ -66,26 +70,26 @@ _TOKENS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "share
 class Options:
     """How a model is opened. Plain data, so that it can go over the wire."""
 
-    context: int | None = None
+    context: Positive | None = None
     """The longest text in tokens, prompt and answer together; the model's own context unless given."""
-    cache_bytes: int | None = None
+    cache_bytes: Positive | None = None
     """Memory for the keys and values of running and remembered texts; a share of what is free unless given."""
-    max_sequences: int = 64
+    max_sequences: Positive = 64
     """Texts that are generated at the same time at most."""
-    max_waiting: int = 256
+    max_waiting: Positive = 256
     """Requests that may wait; more are refused with 429."""
-    max_waiting_tokens: int = 262_144
+    max_waiting_tokens: Positive = 262_144
     """Tokens of all requests that may wait together."""
-    step_tokens: int = 256
+    step_tokens: Positive = 256
     """Tokens that are computed in one step at most: what a long prompt may hold up the others."""
     shares_prefixes: bool = True
     """Whether beginnings that were computed before are reused."""
     shares_across_keys: bool = True
     """Whether also those that another key's requests computed: how fast an answer comes then tells what others ask."""
-    max_batch_tokens: int = 8192
+    max_batch_tokens: Positive = 8192
     """Tokens of a batch of rows at most, for models that answer or embed."""
-    max_batch_rows: int = 64
-    max_wait_ms: float = 5.0
+    max_batch_rows: Positive = 64
+    max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
     """How long a row waits for others while the engine is busy with other things; an idle one starts at once."""
     device: str = "auto"
     public_key: str | None = None
@@ -94,6 +98,19 @@ class Options:
     def as_data(self) -> dict[str, Any]:
         """The options as plain data."""
         return asdict(self)
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any]) -> Options:
+        """The options of plain data. Raises UserError for one that there is not, and for a value that is none."""
+        known = {one.name for one in fields(cls)}
+        strange = sorted(set(data) - known)
+        if strange:
+            raise UserError(f"there is no option {strange[0]!r}", fix=nearest(strange[0], known))
+        try:
+            return TypeAdapter(cls).validate_python(dict(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"the option {first['loc'][0]}: {first['msg']}", fix="give another value") from error
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,8 @@ class Facts:
     """Of the keys and values of one token in the cache; 0 for models without one."""
     chats: bool
     """Whether its tokenizer has a chat template."""
+    width: int = 0
+    """Of its hidden states, where the config says so."""
     labels: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     """The column of a row that each part is read from: `text`, `pair`, `tokens`, `question`, `passage`."""
@@ -238,6 +257,7 @@ def facts_of(checked: Checked) -> Facts:
         read_bytes=WIDTH * _read(sizes),
         token_bytes=_token_bytes(given) if kind == "generate" else 0,
         chats=kind == "generate" and read_templates(folder, settings) is not None,
+        width=_first(given, *_WIDTHS),
         labels=tuple(getattr(section, "labels", None) or ()),
         columns={role: column for role, column in columns.items() if column},
         licences=dict(checked.manifest.get("licences", {})),
@@ -287,7 +307,7 @@ def _context(kind: Kind, given: Mapping[str, Any], settings: Mapping[str, Any], 
 
 def _token_bytes(given: Mapping[str, Any]) -> int:
     layers, heads = _first(given, "num_hidden_layers", "n_layer", "n_layers"), _first(given, *_HEADS)
-    head_dim = given.get("head_dim") or _first(given, "hidden_size", "n_embd", "d_model") // max(1, heads)
+    head_dim = given.get("head_dim") or _first(given, *_WIDTHS) // max(1, heads)
     return int(2 * layers * (given.get("num_key_value_heads") or heads) * head_dim * WIDTH)
 
 

@@ -30,16 +30,17 @@ class Opened:
     work: Generating | Batcher
 
 
-def open_model(name: str, path: str, options: Options) -> Opened:
+def open_model(name: str, path: str, options: Options, *, promised_bytes: int = 0) -> Opened:
     """Check and open the model at a path.
 
-    Raises UserError for a model that cannot be served or does not fit into memory, and ArtifactError for one that
-    is damaged or not signed as asked.
+    `promised_bytes` of the memory that is free now are others', who will take them as their caches fill. Raises
+    UserError for a model that cannot be served or does not fit into memory, and ArtifactError for one that is damaged
+    or not signed as asked.
     """
     checked = models.check(path, public_key=options.public_key)
     facts = models.facts_of(checked)
     # The engine process is there already: its own size is no longer to be found.
-    room = fit.require({name: (facts, options)}, fit.free_memory() + fit.PROCESS)[name]
+    room = fit.require({name: (facts, options)}, fit.free_memory() + fit.PROCESS - promised_bytes)[name]
     runtime = torch_runtime.load(
         checked.folder, max_tokens=options.context, max_sequences=options.max_sequences, device=options.device
     )

@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -103,7 +104,8 @@ class Worker:
         self.steps = 0
         self._owners: dict[int, Opened] = {}
         """Which model a request that is under way belongs to."""
-        self._opening: set[str] = set()
+        self._to_open: deque[wire.Load] = deque()
+        """Models that are to be opened, one after the other; the first is being opened."""
         self._opened: queue.SimpleQueue[Callable[[], Frame]] = queue.SimpleQueue()
         """What threads have prepared, to be put in place by the loop."""
         self._is_stopping = False
@@ -203,28 +205,39 @@ class Worker:
         return frames
 
     def _load(self, frame: wire.Load) -> list[Frame]:
-        """Open a model in a thread beside the loop; what comes of it is sent when it is there."""
-        if frame.model in self.models or frame.model in self._opening:
+        """Open a model in a thread beside the loop, when its turn comes; what comes of it is sent then."""
+        if frame.model in self.models or any(frame.model == other.model for other in self._to_open):
             raise UserError(f"a model {frame.model!r} is loaded already", fix="unload it first, or take another name")
-        self._opening.add(frame.model)
-        options = Options(**frame.options)
+        Options.of_data(frame.options)
+        self._to_open.append(frame)
+        if len(self._to_open) == 1:
+            self._open_next()
+        return []
+
+    def _open_next(self) -> None:
+        """Begin to open the next model. One at a time: each must know what memory the others leave."""
+        frame = self._to_open[0]
+        promised = sum(m.work.promised_bytes for m in self.models.values() if isinstance(m.work, Generating))
 
         def work() -> None:
             try:
-                opened: Opened | Exception = open_model(frame.model, frame.path, options)
+                options = Options.of_data(frame.options)
+                opened: Opened | Exception = open_model(frame.model, frame.path, options, promised_bytes=promised)
             except Exception as error:
                 opened = error
             self._opened.put(lambda: self._place(frame, opened))
             self.link.wake()
 
         threading.Thread(target=work, name=f"opening {frame.model}", daemon=True).start()
-        return []
 
     def _place(self, frame: wire.Load, opened: Opened | Exception) -> Frame:
         """Serve a model that was opened, or say why it was not."""
-        self._opening.discard(frame.model)
+        self._to_open.popleft()
         if isinstance(opened, Opened):
             self.models[frame.model] = opened
+        if self._to_open:
+            self._open_next()
+        if isinstance(opened, Opened):
             return wire.Loaded(frame.id, frame.model, opened.facts.as_data())
         if isinstance(opened, GroundupError):
             return Failed(frame.id, "bad_request", _placed(opened), opened.fix)
