@@ -201,6 +201,14 @@ def test_a_session_ends_by_silence_and_by_age(clock: Any) -> None:
     assert [sessions.find(each) is not None for each in (first, second, third)] == [False, True, True]
 
 
+def test_no_key_can_end_the_sessions_of_others(clock: Any) -> None:
+    sessions = Sessions(SessionSettings(per_key=2, max_sessions=10), clock=clock)
+    other = sessions.open("b", "0")
+    tokens = [sessions.open("a", "0") for _ in range(30)]
+    assert sessions.find(other) is not None
+    assert [sessions.find(token) is not None for token in tokens[-3:]] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundup.errors import UserError
-from groundup.serving import usage
+from groundup.serving import keys, usage
 from groundup.serving.keys import KeyLimits, Principal
 from groundup.serving.limits import Limits, LimitSettings, require_shallow
 from groundup.serving.rates import Accounts, Bucket, Meter, show_wait
 from groundup.serving.refusals import Refused
+from groundup.serving.security import Guards, SecuritySettings
 from groundup.serving.usage import Usage, day_of, month_of
 
 FILE = Path("usage.sqlite")
@@ -141,6 +142,24 @@ def test_nothing_stays_reserved(requests: list[tuple[int, int, bool]]) -> None:
 
 def test_waits_are_written_as_openai_writes_them() -> None:
     assert [show_wait(s) for s in (0, 0.12, 1.5, 59.99, 360, 3661)] == ["0ms", "120ms", "1.5s", "60s", "6m0s", "61m1s"]
+
+
+def test_late_work_is_billed_to_its_key_while_that_is_good() -> None:
+    file = Path("keys.json")
+    key_id, _ = keys.create(file, "a", limits=KeyLimits(tokens_per_day=10))
+    guards = Guards(SecuritySettings(), keys=file)
+    meter = guards.meter_of(key_id)
+    meter.reserve(8)
+    with pytest.raises(Refused, match="quota"):
+        guards.meter_of(key_id).reserve(8)
+    meter.close()
+    assert guards.usage.used(day_of(time.time()), key_id) == 8
+    keys.revoke(file, key_id)
+    guards = Guards(SecuritySettings(), keys=file)
+    for gone in (key_id, "AAAAAAAA"):
+        with pytest.raises(Refused, match="no longer good"):
+            guards.meter_of(gone)
+    assert Guards(SecuritySettings(), keys=None).meter_of("").account.key == "anonymous"
 
 
 # Usage on disk

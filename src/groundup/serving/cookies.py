@@ -32,6 +32,8 @@ class SessionSettings(Section):
     """Seconds after which a session ends in any case."""
     max_sessions: PositiveCount = 10_000
     """How many there may be; a new one ends the one that was silent longest."""
+    per_key: PositiveCount = 64
+    """How many of one key; a new one ends its own that was silent longest, and nobody else's."""
     always_secure: bool = False
     """Mark the cookie `Secure` even where a request came without TLS: a proxy in front ends it."""
     max_body: Bytes = 4096
@@ -60,6 +62,9 @@ class Sessions:
     def open(self, key_id: str, digest: str) -> str:
         """A new session of a key; returns what its cookie holds."""
         now, token = self._clock(), secrets.token_urlsafe(32)
+        own = [place for place, session in self._open.items() if session.key_id == key_id]
+        for place in own[: max(0, len(own) + 1 - self.settings.per_key)]:
+            del self._open[place]
         self._open[_place(token)] = Session(key_id, digest, now, now)
         while len(self._open) > self.settings.max_sessions:
             self._open.popitem(last=False)
