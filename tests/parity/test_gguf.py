@@ -380,7 +380,6 @@ def test_a_sentencepiece_vocabulary_gives_the_same_ids(tmp_path: Path) -> None:
     assert generation.load(tmp_path / "ours").beginning.always == (1,)
 
 
-@pytest.mark.smoke
 def test_merges_of_equal_scores_come_in_the_order_of_ids() -> None:
     tokens = ["a", "b", "c", "ab", "bc", "abc"]
     assert merges_of(tokens, [1] * 6, [0.0] * 6) == [("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c")]
@@ -495,7 +494,6 @@ def test_options_that_are_not_supported_are_named(change: Callable[[Any], None],
         gguf.convert(tiny_file(tmp_path / "model.gguf", change), tmp_path / "ours")
 
 
-@pytest.mark.smoke
 def test_a_tokenizer_too_large_for_the_model_is_refused(tmp_path: Path) -> None:
     path = tiny_file(tmp_path / "model.gguf", tokenizer=lambda writer: list_bytes(writer, 301))
     with pytest.raises(UserError, match="the tokenizer has 301 tokens, and the model rows for 300 only"):

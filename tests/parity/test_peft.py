@@ -211,7 +211,6 @@ def test_an_adapter_of_a_quantised_base_knows_the_whole_one(bits: int, tmp_path:
     load_adapter(hugging_face.load(folder), tmp_path / "adapter")
 
 
-@pytest.mark.smoke
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     folder = base(tmp_path / "base")
     save_adapter(tmp_path / "adapter", adapted(folder), base=folder)
