@@ -219,6 +219,10 @@ def test_a_grammar_with_mistakes_fails_its_request_alone(
 
 RULES = "\n".join(f"r{n}: r{n + 1} r{n + 1} | r{n + 1}" for n in range(900))
 OBJECTS = [{"type": "object", "properties": {f"k{n}": {"type": "string"}}} for n in range(500)]
+DEFINITIONS = {
+    "$defs": {f"d{n}": {"properties": {"x": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(1000)} | {"d1000": {}},
+    "$ref": "#/$defs/d0",
+}
 HOSTILE = {
     "nested counts": from_regex(r"((((a{1,500}){1,500}){1,500}){1,500})b"),
     "long alternatives": from_regex("|".join(f"{'ab' * 20}{n}(c|d)*e" for n in range(900))),
@@ -227,6 +231,11 @@ HOSTILE = {
     "deep rules": from_lark(f'start: r0\n{RULES}\nr900: "a"'),
     "many properties": from_json_schema({"properties": {f"p{n}": {"type": "object"} for n in range(1500)}}),
     "wide unions": from_json_schema({"anyOf": OBJECTS}),
+    "optional parts": from_regex("a?" * 30_000),
+    "conjunctions": from_lark("start: A\nA: " + " & ".join(f"/.*{chr(97 + n % 26)}{n}.*/" for n in range(300))),
+    "optional rules": from_lark("start: " + ' "a"?' * 8000),
+    "a long way down": from_lark("start:r0\n" + "\n".join(f"r{n:x}:r{n + 1:x}" for n in range(5500)) + '\nr157c:"a"'),
+    "nested definitions": from_json_schema(DEFINITIONS),
     "a schema of itself": from_json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
 }
 
@@ -277,7 +286,6 @@ def test_a_grammar_that_takes_too_long_is_given_up(
     clock.now += grammar.COMPILE_S
     (end,) = engine.step()
     assert isinstance(end, Failed) and "not read within" in end.message
-    slow._thread.shutdown()
 
 
 def test_a_grammar_that_was_read_is_ready_for_the_next_request(
@@ -293,6 +301,43 @@ def test_a_grammar_that_was_read_is_ready_for_the_next_request(
     engine.add(request(tokenizer, 3, from_regex("[ab]{4}")))
     run(engine)
     assert not grammars._ready
+
+
+def test_a_grammar_that_is_slow_at_each_token_fails_alone(
+    tokenizer: Tokenizer, runtime: TorchRuntime, grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "MASK_S", 0.0)
+    monkeypatch.setattr(grammar, "MASKS_S", 0.0)
+    engine = engine_of(runtime, grammars)
+    engine.add(request(tokenizer, 0, from_regex("[ab]{4}")))
+    engine.add(request(tokenizer, 1, None, max_new_tokens=9))
+    events = run(engine)
+    end = end_of(events, 0)
+    assert isinstance(end, Failed) and end.code == "bad_request" and "too long at each token" in end.message
+    assert isinstance(end_of(events, 1), Finished)
+
+
+def test_half_a_character_is_refused(tokenizer: Tokenizer, runtime: TorchRuntime, grammars: Grammars) -> None:
+    for make in (from_regex, from_lark):
+        with pytest.raises(UserError, match="half of a pair"):
+            make("a\ud800")
+    with pytest.raises(UserError, match="half of a pair"):
+        engine_of(runtime, grammars).add(request(tokenizer, 0, "start: \ud800"))
+    with pytest.raises(UserError, match="cannot be read"):
+        from_json_schema({"enum": ["\ud800"]})
+
+
+def test_the_thread_and_the_process_that_read_grammars_end_when_nobody_asks(
+    tokenizer: Tokenizer, runtime: TorchRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "IDLE_S", 0.05)
+    grammars = Grammars(tokenizer, runtime.vocab_size)
+    for pattern in ("a", "b"):  # the second starts them again
+        grammars.start(from_regex(pattern), 0.0).wait(10)
+        thread, process = grammars._thread, grammars._trial._process
+        while thread is not None and thread.is_alive():
+            time.sleep(0.01)
+        assert grammars._trial._process is None and (process is None or process.returncode is not None)
 
 
 def test_masks_are_of_the_whole_vocabulary(grammars: Grammars) -> None:

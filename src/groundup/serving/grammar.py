@@ -2,8 +2,8 @@
 
 llguidance reads a grammar and says after each token which may come next. It needs the bytes that each token stands
 for; where a tokenizer has none (WordPiece, which writes spaces by rules of its own), grammars are refused when the
-model is opened. A grammar comes from a user, so its size and depth are limited before it is read, the work of
-reading it is limited inside the library, and it is read in a thread of its own while others' texts go on.
+model is opened. A grammar comes from a user, so its size and depth are limited before it is read, it is read on
+trial first (`grammar_trial.py`), and in a thread of its own while others' texts go on.
 
 Nothing here needs torch: the front makes grammars, the engine applies them.
 """
@@ -11,9 +11,12 @@ Nothing here needs torch: the front makes grammars, the engine applies them.
 from __future__ import annotations
 
 import json
+import queue
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from types import ModuleType
 from typing import Any
@@ -21,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from groundup.errors import MissingExtra, UserError
+from groundup.errors import GroundupError, MissingExtra, UserError
+from groundup.serving.grammar_trial import LIMITS, SIMPLER, Trial, in_deep_thread, refused
 from groundup.text.byte_pairs import LETTERS
 from groundup.text.tokenizers import Tokenizer
 
@@ -30,18 +34,14 @@ MAX_BYTES = 65_536
 MAX_DEPTH = 64
 """How deep a schema may be nested."""
 COMPILE_S = 10.0
-"""Seconds after which a grammar that is still being read is given up."""
+"""Seconds after which a grammar that is still being read, or waits for others to be, is given up."""
+MASKS_S = 1.0
+"""Seconds that a text's grammar may take, beside MASK_S for every token."""
+MASK_S = 0.05
+IDLE_S = 60.0
+"""Seconds without a new grammar after which the thread and the process that read them end."""
 KEPT = 64
 """Grammars that are kept ready, for the next request with the same."""
-LIMITS = {
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
-    "max_lexer_states": 50_000,
-    "max_grammar_size": 100_000,
-    "verbose_errors": False,
-}
-"""llguidance's own limits: some 20 ms of work to begin with, 15 ms a token, 100 MB."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,16}"
 """Between the parts of JSON. Bounded: a small model can fall into writing spaces for ever."""
 MARK = "▁"
@@ -86,6 +86,7 @@ class Constraint:
     """Where one text stands in its grammar."""
 
     def __init__(self, matcher: Any, vocab_size: int, stop_ids: Collection[int], eos_id: int) -> None:
+        self._spent_s = -MASKS_S
         self._matcher, self._vocab_size, self._eos_id = matcher, vocab_size, eos_id
         self._stop_ids = [token for token in stop_ids if token < vocab_size]
 
@@ -96,8 +97,12 @@ class Constraint:
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next, (vocabulary,). Raises UserError if the grammar asks for too much work."""
+        begun = time.perf_counter()
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._require_sound()
+        self._spent_s += time.perf_counter() - begun - MASK_S
+        if self._spent_s > 0:
+            raise UserError("the grammar takes too long at each token: it would hold others up", fix=SIMPLER)
         bits = np.unpackbits(packed, bitorder="little").astype(np.bool_)
         found = np.zeros(self._vocab_size, dtype=np.bool_)
         found[: len(bits)] = bits[: self._vocab_size]
@@ -114,7 +119,7 @@ class Constraint:
 
     def _require_sound(self) -> None:
         if self._matcher.is_error():
-            raise _refused(self._matcher.get_error())
+            raise refused(self._matcher.get_error())
 
 
 class Pending:
@@ -134,8 +139,7 @@ class Pending:
     def matcher(self) -> Any:
         """The grammar, read. Raises UserError for one that has mistakes, asks for too much, or took too long."""
         if not self._future.done():
-            fix = "use a smaller grammar or schema: fewer alternatives, smaller counts of repetition"
-            raise UserError(f"the grammar was not read within {COMPILE_S:g} s", fix=fix)
+            raise UserError(f"the grammar was not read within {COMPILE_S:g} s", fix=SIMPLER)
         return self._future.result()
 
 
@@ -158,7 +162,10 @@ class Grammars:
         self._limits = library.LLParserLimits(**LIMITS)
         self._tokenizer = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(tokenizer, self.eos_id)))
         self._ready: OrderedDict[str, Any] = OrderedDict()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._trial = Trial()
+        self._lock = threading.Lock()
+        self._asked: queue.SimpleQueue[tuple[str, Future[Any]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def start(self, grammar: str, now: float) -> Pending:
         """Begin to read a grammar. Raises UserError for one that is too long."""
@@ -168,7 +175,11 @@ class Grammars:
             done: Future[Any] = Future()
             done.set_result(self._ready[grammar])
             return Pending(done, now)
-        return Pending(self._thread.submit(self._read, grammar), now + COMPILE_S)
+        asked: Future[Any] = Future()
+        with self._lock:
+            self._asked.put((grammar, asked))
+            self._thread = self._thread or in_deep_thread(self._read_all)
+        return Pending(asked, now + COMPILE_S)
 
     def constrain(self, grammar: str, matcher: Any, stop_ids: Collection[int]) -> Constraint:
         """A text at the beginning of a grammar that was read."""
@@ -177,10 +188,28 @@ class Grammars:
             self._ready.popitem(last=False)
         return Constraint(matcher.deep_copy(), self.vocab_size, stop_ids, self.eos_id)
 
+    def _read_all(self) -> None:
+        """Read what is asked for, one after the other, until nobody has asked for a while."""
+        while True:
+            try:
+                grammar, asked = self._asked.get(timeout=IDLE_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._asked.empty():
+                        self._trial.close()
+                        self._thread = None
+                        return
+                continue
+            try:
+                asked.set_result(self._read(grammar))
+            except BaseException as error:  # a panic in the library is no Exception
+                asked.set_exception(error if isinstance(error, GroundupError) else refused(repr(error)))
+
     def _read(self, grammar: str) -> Any:
+        self._trial.read(grammar)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise _refused(matcher.get_error())
+            raise refused(matcher.get_error())
         return matcher
 
 
@@ -228,11 +257,6 @@ def _decoders(decoder: Mapping[str, Any] | None) -> list[str]:
         return []
     inner = decoder.get("decoders")
     return [kind for one in inner for kind in _decoders(one)] if inner else [str(decoder["type"])]
-
-
-def _refused(message: str) -> UserError:
-    first = message.strip().splitlines()[0][:300] if message.strip() else "no reason given"
-    return UserError(f"the grammar cannot be used: {first}", fix="correct it, or make it simpler")
 
 
 def _check_size(text: str, what: str) -> None:
