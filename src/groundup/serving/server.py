@@ -70,7 +70,7 @@ def candidate_of(name: str) -> str:
 
 
 def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
-    """Every model checked in full, by name, with how it would be opened; and whether all fit into memory.
+    """Every model checked in full, by name, with how it is opened: all fit into memory, each cache having its share.
 
     Raises UserError for models that cannot be served or do not fit, ArtifactError for damaged and unsigned ones.
     """
@@ -82,8 +82,7 @@ def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
             raise UserError(what, where="--canary", fix=nearest(name, service.models))
     paths = {**service.models, **{candidate_of(name): path for name, path in place.candidates.items()}}
     found = {name: (models.describe(path, public_key=public_key), options) for name, path in paths.items()}
-    fit.require(found, fit.free_memory() // service.settings.replicas)
-    return found
+    return fit.settled(found, fit.free_memory() // service.settings.replicas)
 
 
 def plan(service: Service, place: Place) -> list[str]:
@@ -105,10 +104,10 @@ def serve(service: Service, place: Place, *, ready: Callable[[str], None]) -> No
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", needed_for="a server") from error
     logs.configure(form=place.log_format)
-    examine(service, place)
+    options = {name: options for name, (_, options) in examine(service, place).items()}
     certificate = certificate_of(place)
     with contextlib.closing(listening(service)) as opened:
-        asyncio.run(_Server(service, place, certificate, opened, ready).run())
+        asyncio.run(_Server(service, place, options, certificate, opened, ready).run())
 
 
 class _Server:
@@ -118,11 +117,13 @@ class _Server:
         self,
         service: Service,
         place: Place,
+        options: Mapping[str, Options],
         certificate: tls.Certificate | None,
         opened: socket.socket,
         ready: Callable[[str], None],
     ) -> None:
         self.service, self.place, self.certificate, self.socket, self.ready = service, place, certificate, opened, ready
+        self.options = options
         tracing = Tracing(place.traces) if place.traces else None
         self.telemetry = Telemetry(prefix=service.settings.metrics_prefix, tracing=tracing)
         self.healths: dict[str, Health] = {}
@@ -164,7 +165,9 @@ class _Server:
                 self._forget(known)
         settings = self.service.settings
         client = EngineClient()
-        watch = Watch(threads=settings.threads or self._threads, grace_s=settings.grace)
+        watch = Watch(
+            threads=settings.threads or self._threads, grace_s=settings.grace, log_format=self.place.log_format
+        )
 
         def restarted(cause: str, why: str) -> None:
             self.telemetry.engine_restarted(engine=name, cause=cause)
@@ -197,12 +200,12 @@ class _Server:
         options = self.service.settings.options(public_key=self.place.public_key)
         registry = Registry(client, options=options, telemetry=self.telemetry)
         for name, path in self.service.models.items():
-            await registry.load(name, path)
+            await registry.load(name, path, self.options[name])
         for name, adapter in self.service.adapters.items():
             await registry.load_adapter(name, adapter.path, adapter.model)
         asked: Client = client
         for name, path in self.place.candidates.items():
-            asked = self.trials[name] = await self._trial(asked, name, path, options)
+            asked = self.trials[name] = await self._trial(asked, name, path, self.options[candidate_of(name)])
         return Api(asked, registry, self.service.settings.limits, self.telemetry, guards.meter_of)
 
     async def _trial(self, client: Client, name: str, path: str, options: Options) -> CanaryClient:
