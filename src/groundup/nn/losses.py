@@ -13,7 +13,7 @@ Axes: N positions, M trained positions, C positions of a chunk, V vocabulary, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -62,6 +62,50 @@ def squared_error(predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """
     real = wanted.isfinite()
     return ((predicted - wanted.nan_to_num()).square() * real).sum(), real.sum()
+
+
+def hinge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed hinge loss, and the number of trained labels (int64).
+
+    logits: (…, K); labels: (…) with -100 where nothing is trained. How far the right class is from leading all
+    others by one: max(0, 1 + max over j ≠ y of s_j - s_y) (Crammer & Singer 2001, eq. 6). With a single score,
+    K = 1, labels are 0 and 1 and the loss is max(0, 1 - s) or max(0, 1 + s) (Cortes & Vapnik 1995).
+    """
+    flat, real, scores_NK = _of_classes(logits, labels)
+    if scores_NK.shape[1] == 1:
+        each = (1 - (2 * flat.clamp(min=0) - 1) * scores_NK[:, 0]).clamp(min=0)
+    else:
+        right_N1 = flat.clamp(min=0)[:, None]
+        others_NK = scores_NK.scatter(1, right_N1, -torch.inf)
+        each = (1 + others_NK.amax(1) - scores_NK.gather(1, right_N1)[:, 0]).clamp(min=0)
+    return (each * real).sum(), real.sum()
+
+
+def class_squared_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed mean squared difference of scores and one-hot labels, and the number of trained labels (int64).
+
+    logits: (…, K); labels: (…) with -100 where nothing is trained. The mean is over the K scores of an example,
+    as in MSELoss; with a single score, K = 1, labels are 0 and 1.
+    """
+    flat, real, scores_NK = _of_classes(logits, labels)
+    wanted = flat.clamp(min=0)
+    wanted_NK = wanted[:, None] if scores_NK.shape[1] == 1 else F.one_hot(wanted, scores_NK.shape[1])
+    return ((scores_NK - wanted_NK).square().mean(1) * real).sum(), real.sum()
+
+
+def _of_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (N,), which of them are trained, and scores (N,K) in fp32 or above."""
+    flat = labels.reshape(-1)
+    scores_NK = logits.reshape(flat.numel(), -1)
+    return flat, flat != IGNORED, scores_NK.to(_sum_dtype(scores_NK))
+
+
+FOR_CLASSES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "cross_entropy": cross_entropy,
+    "hinge": hinge,
+    "squared_error": class_squared_error,
+}
+"""The losses of a choice among classes, by recipe name."""
 
 
 def linear_cross_entropy(
