@@ -164,11 +164,11 @@ def test_forget_gates_begin_open_and_each_gate_has_its_own_spread() -> None:
 
 @pytest.mark.parametrize("cell", THEIRS)
 def test_a_language_model_learns_what_follows(cell: str) -> None:
-    ours = network("language", None, cell=cell, n_layers=1, tie_embeddings=True, d_hidden=12).train()
+    ours = network("language", None, cell=cell, n_layers=1, tie_embeddings=True, d_model=24, d_hidden=24).train()
     ids = torch.arange(60)[None] % 7
-    optimizer = torch.optim.Adam(ours.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(ours.parameters(), lr=0.05)
     losses = []
-    for _ in range(40):
+    for _ in range(60):
         outputs = ours({"input_ids": ids[:, :-1]})
         total, count = linear_cross_entropy(outputs.hidden, outputs.head.weight, ids[:, 1:])
         optimizer.zero_grad()
