@@ -263,6 +263,34 @@ def test_a_model_that_is_unloaded_tells_those_it_served_and_can_come_back(make_m
     runs(body())
 
 
+def test_a_load_that_nobody_waits_for_leaves_nothing_loaded(make_model: Make, runs: Runs) -> None:
+    async def body() -> None:
+        async with LocalClient() as client:
+            path = str(make_model())
+            task = asyncio.create_task(client.load("m", path, OPTIONS))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await client.load("other", path, OPTIONS)  # one after the other: the first is over by now
+            assert set((await client.ping()).stats) == {"other"}
+            await client.load("m", path, OPTIONS)
+
+    runs(body())
+
+
+def test_rows_that_come_together_are_computed_together(make_model: Make, runs: Runs) -> None:
+    async def body() -> None:
+        async with LocalClient() as client:
+            await client.load("m", str(make_model("text_classification")), OPTIONS)
+            asked = [wire.Answer("m", [{"text": "the red train"}], key=str(i % 7)) for i in range(200)]
+            found = await asyncio.gather(*map(client.answer, asked))
+            assert len({answered.answers[0]["label"] for answered in found}) == 1
+            stats = (await client.ping()).stats["m"]
+            assert stats["rows"] == 200 and stats["batches"] < 50
+
+    runs(body())
+
+
 def test_a_step_that_breaks_fails_its_requests_and_nothing_after(
     make_model: Make, runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

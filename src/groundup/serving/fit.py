@@ -29,6 +29,8 @@ SPARE = 0.05
 """The share of free memory that is left alone."""
 CACHE_SHARE = 0.5
 """The share of what is left beside weights that the caches take, unless their size is given."""
+CACHE_MOST = 4 << 30
+"""Bytes of a cache whose size is not given: a server that was not asked to does not take half of a large machine."""
 DECODE, PREFILL = 0.65, 0.6
 """The shares of bandwidth and of arithmetic that are reached in practice."""
 PROBE_BYTES = 64 << 20
@@ -85,15 +87,15 @@ class Speed:
 def need(facts: Facts, options: Options, *, room: int) -> Need:
     """The memory a model takes where `room` bytes are left for it.
 
-    The cache is as large as was asked for; else a share of what is left, but no more than all sequences at full
-    length, and at least one of them.
+    The cache is as large as was asked for; else a share of what is left, but no more than CACHE_MOST or all sequences
+    at full length, and at least one of them.
     """
     weights, workspace = facts.weight_bytes, _workspace(facts, options)
     one = _context(facts, options) * facts.token_bytes
     if options.cache_bytes is not None or not one:
         return Need(weights, options.cache_bytes or 0, workspace)
     left = int((room - weights - workspace) * CACHE_SHARE)
-    return Need(weights, max(one, min(left, one * options.max_sequences)), workspace)
+    return Need(weights, max(one, min(left, CACHE_MOST, one * options.max_sequences)), workspace)
 
 
 def require(models: Mapping[str, tuple[Facts, Options]], free_bytes: int) -> dict[str, Need]:

@@ -73,7 +73,7 @@ class Options:
     context: Positive | None = None
     """The longest text in tokens, prompt and answer together; the model's own context unless given."""
     cache_bytes: Positive | None = None
-    """Memory for the keys and values of running and remembered texts; a share of what is free unless given."""
+    """Memory for the keys and values of running and remembered texts; what `fit.need` finds unless given."""
     max_sequences: Positive = 64
     """Texts that are generated at the same time at most."""
     max_waiting: Positive = 256

@@ -106,6 +106,8 @@ class Worker:
         """Which model a request that is under way belongs to."""
         self._to_open: deque[wire.Load] = deque()
         """Models that are to be opened, one after the other; the first is being opened."""
+        self._given_up: set[int] = set()
+        """Of these, the numbers of those that nobody waits for any more."""
         self._opened: queue.SimpleQueue[Callable[[], Frame]] = queue.SimpleQueue()
         """What threads have prepared, to be put in place by the loop."""
         self._is_stopping = False
@@ -169,6 +171,7 @@ class Worker:
                 owner = self._owners.pop(frame.id, None)
                 if owner is not None:
                     owner.work.cancel(frame.id)
+                self._given_up |= {frame.id} & {load.id for load in self._to_open}
                 return []
             case wire.Ping():
                 return [wire.Pong(frame.number, self.steps, {name: m.work.stats() for name, m in self.models.items()})]
@@ -233,10 +236,14 @@ class Worker:
     def _place(self, frame: wire.Load, opened: Opened | Exception) -> Frame:
         """Serve a model that was opened, or say why it was not."""
         self._to_open.popleft()
-        if isinstance(opened, Opened):
+        is_wanted = frame.id not in self._given_up
+        self._given_up.discard(frame.id)
+        if isinstance(opened, Opened) and is_wanted:
             self.models[frame.model] = opened
         if self._to_open:
             self._open_next()
+        if not is_wanted:
+            return wire.Done(frame.id)
         if isinstance(opened, Opened):
             return wire.Loaded(frame.id, frame.model, opened.facts.as_data())
         if isinstance(opened, GroundupError):
