@@ -344,3 +344,12 @@ def test_time_that_is_over_ends_an_answer_where_it_is(asked: Any) -> None:
             assert reply.status == 408 and reply["retry-after"]
 
     asked(test)
+
+
+def test_a_score_without_time_left_says_so(asked: Any) -> None:
+    async def test(ask: Asking) -> None:
+        reply = await ask.raw("/v1/score", {"model": "plain", "text": "the red train " * 8, "timeout": 1e-9})
+        assert reply.status == 408 and reply.code == "deadline"
+        assert (await ask("/v1/score", model="plain", text="the red train"))["data"][0]["logprob"] < 0
+
+    asked(test)

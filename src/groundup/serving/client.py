@@ -378,6 +378,8 @@ class EngineClient:
             self._pending.pop(number, None)
             if isinstance(got, EngineFault):
                 raise got
+            if isinstance(got, Finished):  # of a Score that was cut short
+                raise EngineFault("deadline", "the time was over before the answer came", fix="allow more time")
             assert isinstance(got, answered), f"{frame.kind} was answered by {got}"
             return got
 

@@ -93,11 +93,11 @@ async def _predict(
         rest = _grouped(islice(_rows(source), written, None), size)
         with part.open("a", encoding="utf-8") as file:
             async for answers in _in_order(rest, answer, AT_ONCE[served.facts.kind]):
-                for answer in answers:
-                    file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                for one in answers:
+                    file.write(json.dumps(one, ensure_ascii=False) + "\n")
                 file.flush()
                 written += len(answers)
-                failed += sum("error" in answer for answer in answers)
+                failed += sum("error" in one for one in answers)
                 reporter.advance("answering", written, total)
                 if interrupt_requested():
                     raise Interrupted(f"stopped after {written} of {total} rows", fix="run again to go on")

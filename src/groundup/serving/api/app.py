@@ -40,6 +40,7 @@ from groundup.serving.api.schemas import (
 )
 from groundup.serving.api.streams import EventStream
 from groundup.serving.api.strict_route import StrictRoute
+from groundup.studio import page as studio
 
 if TYPE_CHECKING:
     from groundup.serving.telemetry import Telemetry
@@ -55,6 +56,8 @@ JOBS: Routes = {
     "/v1/score": (ScoreRequest, tasks.score),
 }
 """What a batch job can ask."""
+SILENT: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
+"""FastAPI's own traces and figures are off: `serving/observed.py` stands outside of authentication, and sees more."""
 DESCRIPTION = "Models served by groundup: OpenAI's routes, and those of labelled tasks."
 log = logging.getLogger("groundup.api")
 
@@ -92,6 +95,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        telemetry=SILENT,
     )
     app.router.route_class = StrictRoute
     app.include_router(_open_routes(is_ready))
@@ -102,6 +106,7 @@ def create_app(
     app.include_router(admin_routes(api, drain, restart))
     app.include_router(canary_routes(trials or {}))
     app.include_router(_server_routes(api, app))
+    app.include_router(studio.routes())
     _answer_errors(app, api.telemetry)
     return Envelope(app, lambda: api.registry.digests)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Response
 
 from groundup.errors import nearest
-from groundup.serving.api.calling import Caller
+from groundup.serving.api.admin import admins_only
 from groundup.serving.api.errors import ApiError, bad
 from groundup.serving.api.responses import json_response
 from groundup.serving.api.strict_route import StrictRoute
@@ -18,8 +18,11 @@ Trial = tuple[Canary, Callable[[], None], Callable[[], None]]
 
 
 def canary_routes(trials: Mapping[str, Trial]) -> APIRouter:
-    """The routes; each asks for the scope admin itself too. trials are by the name of the current model."""
-    router = APIRouter(route_class=StrictRoute, tags=["administration"])
+    """The routes; they ask for the scope admin too, whatever stands in front of them.
+
+    trials are by the name of the current model.
+    """
+    router = APIRouter(route_class=StrictRoute, tags=["administration"], dependencies=[Depends(admins_only)])
 
     def trial(name: str) -> Trial:
         if name not in trials:
@@ -27,15 +30,13 @@ def canary_routes(trials: Mapping[str, Trial]) -> APIRouter:
         return trials[name]
 
     @router.get("/v1/admin/canary/{name:path}")
-    async def show_canary(request: Request, name: str) -> Response:
+    async def show_canary(name: str) -> Response:
         """How a candidate stands: its share, and every figure that decides."""
-        Caller.of(request.scope).require_admin()
         return json_response(trial(name)[0].as_data())
 
     @router.post("/v1/admin/canary/{name:path}")
-    async def end_canary(request: Request, name: str, to: str) -> Response:
+    async def end_canary(name: str, to: str) -> Response:
         """End a trial: `?to=promoted` or `?to=rolled_back`."""
-        Caller.of(request.scope).require_admin()
         canary, promote, roll_back = trial(name)
         ends = {"promoted": promote, "rolled_back": roll_back}
         if to not in ends:
