@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +65,13 @@ def trial(inner: Two, **settings: Any) -> CanaryClient:
 
 async def text(client: CanaryClient, model: str = "m") -> list[int]:
     request = wire.Generate(model, [1, 2], key="k", sampling={"temperature": 1.0})
-    return [event.id async for event in client.generate(request) if isinstance(event, Token)]
+    found = []
+    async with aclosing(client.generate(request)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                break  # as the API does
+            found.append(event.id)
+    return found
 
 
 async def settle(client: CanaryClient) -> None:

@@ -158,9 +158,9 @@ class CanaryClient:
                     raise
         async with aclosing(self._timed(request, "current", counts and arm == "current")) as events:
             async for event in events:
+                if isinstance(event, Finished) and counts and arm == "current" and self.canary.shadows(number):
+                    self._shadow(lambda: self._compare_texts(request))  # before the end: nobody may ask for more
                 yield event
-        if counts and arm == "current" and self.canary.shadows(number):
-            self._shadow(lambda: self._compare_texts(request))
 
     async def answer(self, request: wire.Answer) -> wire.Answered:
         """Answers to rows from either model."""
