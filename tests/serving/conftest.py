@@ -229,6 +229,8 @@ def write_model(folder: Path, task: str, *, seed: int = 1, **sizes: int) -> dict
     generation = {role: number for role, number in ids.items() if number is not None}
     hugging_face.save(folder, network, generation=generation, labels=labels)
     tokenizer.save(folder, model_max_length=given["context"] if prepared is None else 128)
+    if task == "text_classification":
+        (folder / "calibration.json").write_text('{"temperature": 2.0, "rows": 56}', encoding="utf-8")
     if hasattr(prepared, "save"):
         prepared.save(folder, network)
     return settings

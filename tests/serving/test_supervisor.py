@@ -75,6 +75,14 @@ def test_an_engine_that_dies_or_hangs_comes_back_with_its_models(make_model: Mak
             first.send_signal(signal.SIGINT)
             assert await text(client, [5, 9], LONG) == before
 
+            # It is the server that is held up, with the engine's answer waiting: nothing hangs.
+            first.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.3)
+            first.send_signal(signal.SIGCONT)
+            time.sleep(2.5)  # longer than the engine may be silent
+            await asyncio.sleep(0.5)
+            assert (supervisor.restarts, supervisor.state) == (0, "up")
+
             # Killed in the middle of several texts.
             running = [asyncio.create_task(text(client, [5, i], LONG | {"max_new_tokens": 240})) for i in range(40)]
             await asyncio.sleep(0.05)

@@ -41,6 +41,7 @@ READ = (
     "additional_chat_templates/*",
     "modules.json",
     "sentence_bert_config.json",
+    "calibration.json",
     "*_Pooling/config.json",
 )
 """The files of a directory without a manifest that are read when it is served: they make up its digest."""

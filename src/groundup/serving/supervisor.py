@@ -34,6 +34,8 @@ BUFFER = 1 << 20
 """Bytes between the processes: what the engine may be ahead of a front that is busy."""
 LIKELY_START_S = 5.0
 """How long a start usually takes, which is what clients are told to wait."""
+SECOND_CHANCE_S = 5.0
+"""How long an engine that was silent for too long is waited for once more."""
 DUMP_S = 0.5
 """How long a hung engine has to write down where it stands."""
 
@@ -181,10 +183,8 @@ class Supervisor:
         try:
             while not gone.done():
                 try:
-                    async with asyncio.timeout(self.watch.silent_s):
-                        await self.client.ping()
-                except TimeoutError:
-                    return "hang", await self._end_hung()
+                    if await self._is_silent():
+                        return "hang", await self._end_hung()
                 except EngineGone:
                     break
                 await asyncio.wait([gone], timeout=self.watch.ping_every_s)
@@ -192,6 +192,16 @@ class Supervisor:
             gone.cancel()
         await self._reap(patience_s=2.0)
         return "crash", f"the engine process {_ended(self.process)}"
+
+    async def _is_silent(self) -> bool:
+        """Whether the engine does not answer. Raises EngineGone."""
+        # Asked twice: it may be this process that was held up, with the answer waiting behind the alarm.
+        for patience_s in (self.watch.silent_s, min(self.watch.silent_s, SECOND_CHANCE_S)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self.client.ping()
+                    return False
+        return True
 
     async def _end_hung(self) -> str:
         assert self.process is not None
