@@ -24,8 +24,8 @@ from groundup.config import Section, parse
 from groundup.errors import GroundupError, Mistakes, Problem
 from groundup.units import Count
 
-NUCLEUS = 1024
-"""Most likely tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
+NUCLEI = (128, 1024)
+"""Numbers of likeliest tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
 
 
 class Sampling(Section):
@@ -248,17 +248,18 @@ def draw(logits_V: Tensor, temperature: float, generator: torch.Generator) -> in
 def draw_all(logits_RV: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
     """One token for each of R sequences, each by its own generator; see `draw`.
 
-    The inverse of the cumulative distribution in float64: one uniform number is one token, so the
+    The inverse of the cumulative distribution, summed in float64: one uniform number is one token, so the
     generator advances by the same amount whatever the vocabulary and the filters.
     """
     if temperature == 0:
         return [int(token) for token in logits_RV.argmax(-1).tolist()]
-    cumulative_RV = logits_RV.double().softmax(-1).cumsum(-1)
-    uniform_R = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in generators])
+    cumulative_RV = logits_RV.softmax(-1).cumsum(-1, dtype=torch.float64)
+    total_R1 = cumulative_RV[:, -1:].contiguous()
+    uniform_R1 = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in generators])[:, None]
     # The first entry *above* the point: a token of probability zero raises nothing and is never met.
-    place_R1 = torch.searchsorted(cumulative_RV, uniform_R[:, None] * cumulative_RV[:, -1:], right=True)
-    last_R = (torch.isfinite(logits_RV) * torch.arange(logits_RV.shape[-1])).amax(-1)
-    return [int(token) for token in torch.minimum(place_R1[:, 0], last_R).tolist()]
+    place_R1 = torch.searchsorted(cumulative_RV, uniform_R1 * total_R1, right=True)
+    last_R1 = torch.searchsorted(cumulative_RV, total_R1)
+    return [int(token) for token in torch.minimum(place_R1, last_R1)[:, 0].tolist()]
 
 
 def penalise(logits_V: Tensor, seen_V: Tensor, penalty: float) -> Tensor:
@@ -284,20 +285,25 @@ def keep_top_p(logits_V: Tensor, p: float) -> Tensor:
     It is looked for among the likeliest tokens first, as sorting a vocabulary takes ten times as long.
     """
     total_1 = logits_V.logsumexp(-1, keepdim=True)
-    ordered_V = logits_V.topk(min(NUCLEUS, logits_V.shape[-1])).values
-    sums_V = (ordered_V - total_1).exp().cumsum(-1)
-    if ordered_V.shape != logits_V.shape and bool((sums_V[..., -1] < p).any()):
-        ordered_V = logits_V.sort(descending=True).values
+    for count in (*NUCLEI, logits_V.shape[-1]):
+        ordered_V = logits_V.topk(min(count, logits_V.shape[-1])).values
         sums_V = (ordered_V - total_1).exp().cumsum(-1)
+        if bool((sums_V[..., -1] >= p).all()):
+            break
     # How many sums are short of p, and the token with which it is reached.
     size_1 = ((sums_V < p).sum(-1, keepdim=True) + 1).clamp(max=ordered_V.shape[-1])
     smallest_1 = ordered_V.gather(-1, size_1 - 1)
-    above_V, equal_V = logits_V > smallest_1, logits_V == smallest_1
-    inside_V = above_V | (equal_V & (equal_V.cumsum(-1) <= size_1 - above_V.sum(-1, keepdim=True)))
-    return logits_V.masked_fill(~inside_V, -torch.inf)
+    outside_V = logits_V < smallest_1
+    if bool(((~outside_V).sum(-1, keepdim=True) > size_1).any()):  # tokens as likely as the last: the first of them
+        equal_V = logits_V == smallest_1
+        room_1 = size_1 - (logits_V > smallest_1).sum(-1, keepdim=True)
+        outside_V |= equal_V & (equal_V.cumsum(-1) > room_1)
+    return logits_V.masked_fill(outside_V, -torch.inf)
 
 
 def keep_min_p(logits_V: Tensor, min_p: float) -> Tensor:
     """Logits with tokens less likely than min_p times the best set to -inf (Nguyen et al. 2024)."""
-    probability_V = logits_V.softmax(-1)
-    return logits_V.masked_fill(probability_V < min_p * probability_V.amax(-1, keepdim=True), -torch.inf)
+    if min_p == 0:
+        return logits_V
+    # A share of the largest probability is a distance from the largest logit.
+    return logits_V.masked_fill(logits_V < logits_V.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
