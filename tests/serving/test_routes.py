@@ -15,7 +15,7 @@ from groundup.serving.security import Guards, SecuritySettings
 
 pytest.importorskip("fastapi", reason="the application: pip install 'groundup[serve]'")
 FILE = Path("keys.json")
-READING = {"/", "/docs", "/openapi.json", "/metrics"}
+READING = {"/", "/studio/{digest}/{name}", "/docs", "/openapi.json", "/metrics"}
 """What may lie outside `/v1`: it is read, and changes nothing."""
 
 

@@ -1,0 +1,80 @@
+// A form with texts, and beside it what each model answers: what all tasks with rows have in common.
+
+import { asCurl } from "./api.js";
+import { alertOf, field, h } from "./dom.js";
+import { say } from "./texts.js";
+
+/** A workspace of texts in, answers out. A task gives `request` (path and body) and `show` (parts of an answer). */
+export class Asking {
+  /** `fields` are [name, label, rows, example], each a text; `button` is the key of what asking is called. */
+  constructor(model, { fields, button }) {
+    this.model = model;
+    this.models = [model];
+    this.controls = {};
+    this.results = h("div", { class: "results", "aria-live": "polite" }, h("p", { class: "empty", t: "say.rows" }));
+    this.curl = h("pre", { tabIndex: 0 });
+    this.element = h("div", { class: "rows" }, this.form(fields, button), this.results);
+  }
+
+  form(fields, button) {
+    const made = fields.map(([name, label, rows, example]) => {
+      this.controls[name] = h("textarea", { rows, required: true, maxLength: 200000 });
+      this.controls[name].example = example;
+      return field(label, this.controls[name]);
+    });
+    const example = h("button", { type: "button", class: "quiet", t: "example", onclick: () => this.fill() });
+    const row = h("div", { class: "row" }, h("small", { t: "runHint" }), example, h("button", { type: "submit", class: "primary", t: button }));
+    const curl = h("details", { class: "curl" }, h("summary", { t: "curl" }), this.curl);
+    curl.addEventListener("toggle", () => this.showCurl());
+    const form = h("form", { class: "ask" }, made, row, curl);
+    form.addEventListener("input", () => this.showCurl());
+    form.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    });
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.ask();
+    });
+    return form;
+  }
+
+  /** What was typed, by field. */
+  get given() {
+    return Object.fromEntries(Object.entries(this.controls).map(([name, control]) => [name, control.value]));
+  }
+
+  /** Put another model beside it, or with null take it away. */
+  compare(model) {
+    this.models = [this.model, ...(model ? [model] : [])];
+    if (this.results.querySelector("section")) this.ask();
+  }
+
+  fill() {
+    for (const control of Object.values(this.controls)) control.value = say(control.example);
+    this.ask();
+  }
+
+  showCurl() {
+    this.curl.textContent = asCurl(...this.request(this.model, this.given));
+  }
+
+  async ask() {
+    const given = this.given;
+    if (Object.values(given).some((text) => !text.trim())) return;
+    this.showCurl();
+    this.results.setAttribute("aria-busy", "true");
+    const shown = await Promise.all(this.models.map((model) => this.answer(model, given)));
+    this.results.removeAttribute("aria-busy");
+    this.results.replaceChildren(...shown);
+  }
+
+  async answer(model, given) {
+    const section = h("section", { class: "result", tLabel: ["results", { model: model.id }] }, h("h3", { textContent: model.id }));
+    try {
+      section.append(...(await this.show(model, given)));
+    } catch (error) {
+      section.append(alertOf(error));
+    }
+    return section;
+  }
+}
