@@ -281,6 +281,23 @@ def test_log_probabilities_of_given_tokens_are_those_of_the_whole_text(gpt: Torc
     clean(engine)
 
 
+def test_a_text_that_gives_way_while_it_is_judged_is_judged_once(gpt: TorchRuntime) -> None:
+    ids = torch.randint(0, VOCABULARY, (60,), generator=torch.Generator().manual_seed(5)).tolist()
+    found = []
+    for company in (False, True):
+        engine = engine_of(gpt, tokens=192, step_tokens=5)
+        if company:
+            engine.add(Request(id=1, ids=tuple(range(28)), sampling=Sampling(temperature=0, max_new_tokens=40)))
+            for _ in range(6):
+                engine.step()
+        engine.add(Request(id=0, ids=tuple(ids), score_from=1))
+        end = end_of(run(engine), 0)
+        assert isinstance(end, Scored) and (engine.stats()["preemptions"] > 0) == company
+        found.append(torch.tensor(end.logprobs))
+    assert len(found[0]) == 59
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
 def test_a_text_ends_where_the_context_is_full(make_runtime: Callable[..., TorchRuntime], tokenizer: Tokenizer) -> None:
     runtime = make_runtime(context=40)
     engine = engine_of(runtime)

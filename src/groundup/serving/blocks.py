@@ -142,7 +142,8 @@ class CacheManager:
         self._touch(reusable[: len(found)])
         sequence.saved = len(found)
         sequence.computed = sequence.sound = len(found) * self.block
-        sequence.cached_tokens = max(sequence.cached_tokens, sequence.computed)
+        if sequence.admitted is None:  # later it may find what it computed itself, before it gave way
+            sequence.cached_tokens = sequence.computed
         self.queries += len(sequence.ids)
         self.hits += sequence.computed
 

@@ -136,14 +136,19 @@ class Sequence:
     @property
     def reusable(self) -> int:
         """Tokens of the beginning whose logits nobody asks for, so that they may come from elsewhere."""
-        first = self.request.score_from
-        return len(self.ids) - 1 if first is None else min(first - 1, len(self.ids) - 1)
+        return min(self._next_judged, len(self.ids) - 1) if self.is_judged else len(self.ids) - 1
 
     def wanted(self, stop: int) -> range:
         """The positions whose logits are wanted once the tokens before `stop` are computed."""
-        if self.request.score_from is not None:
-            return range(max(self.computed, self.request.score_from - 1), stop)
+        if self.is_judged:
+            return range(max(self.computed, self._next_judged), stop)
         return range(stop - 1, stop) if stop == len(self.ids) else range(0)
+
+    @property
+    def _next_judged(self) -> int:
+        """The first position whose logits are still asked for; what was judged before a preemption stays judged."""
+        assert self.request.score_from is not None, "asked of texts that are judged only"
+        return self.request.score_from - 1 + len(self.logprobs)
 
     def ends_with(self, token: int) -> bool:
         """Whether a token ends the text."""
