@@ -14,7 +14,7 @@ import pytest
 from groundup.errors import UserError
 from groundup.serving import wire
 from groundup.serving.canary import Canary, Plan
-from groundup.serving.canary_client import CanaryClient, CanaryHeader, agreement, choice, require_comparable
+from groundup.serving.canary_client import CanaryClient, CanaryHeader, agreement, choice, require_comparable, resumed
 from groundup.serving.client import EngineFault, Token
 from groundup.serving.models import Facts
 from groundup.serving.telemetry import Telemetry
@@ -200,6 +200,28 @@ def test_a_header_asks_for_an_arm_and_one_says_who_answered(wire: Any) -> None:
         reply = wire.call(CanaryHeader(app), "POST", "/v1/completions", [("x-groundup-canary", header)])
         assert reply["x-groundup-canary"] == used
     assert choice.get() is None
+
+
+def test_a_trial_goes_on_after_a_restart_if_it_is_the_same_trial(tmp_path: Any) -> None:
+    report = tmp_path / "state" / "canary.json"
+    one, other, plan = facts("m"), facts("n", digest="e"), Plan(steps=(0.5,))
+
+    async def test() -> None:
+        inner = Two(models={"m": one, "m-next": other})
+        canary = resumed(report, plan, one, other)
+        client = CanaryClient(inner, canary, current="m", candidate="m-next", report=report)  # type: ignore[arg-type]
+        inner.models = {}  # an engine that is just being started again
+        for _ in range(60):
+            await text(client)
+        client.roll_back()
+
+    run(test())
+    again = resumed(report, plan, one, other)
+    assert (again.state, again.cause) == ("rolled_back", "operator") and again.pairs > 10
+    assert resumed(report, plan, one, facts("n", digest="f")).state == "running"  # another candidate
+    assert resumed(report, Plan(steps=(0.4,)), one, other).pairs == 0  # another plan
+    report.write_text("{")
+    assert resumed(report, plan, one, other).pairs == 0
 
 
 def test_models_that_cannot_be_compared_are_refused(tmp_path: Any) -> None:

@@ -230,6 +230,7 @@ def test_a_rolling_restart_waits_for_what_runs_and_loads_what_was_there(count: i
         await asyncio.sleep(0.01)
         restart = asyncio.create_task(replicas.rolling_restart(grace_s=20))
         await asyncio.sleep(0.1)
+        assert replicas.models == {"m": "path"}  # also while an engine has nothing
         assert not restart.done() and not any(line.startswith("stop") for line in log)
         later = [asyncio.create_task(tokens(replicas, [*range(number, 64 + number)])) for number in range(6)]
         await asyncio.sleep(0.05)

@@ -78,6 +78,7 @@ class CanaryClient:
     ) -> None:
         require_comparable(inner.models[current], inner.models[candidate])
         self.report, self._reported = report, -REPORT_EVERY
+        self._digests = {"current": inner.models[current].digest, "candidate": inner.models[candidate].digest}
         self.inner, self.canary, self.telemetry = inner, canary, telemetry
         self.current, self.candidate, self.decided = current, candidate, decided
         self._shadowing: asyncio.Task[None] | None = None
@@ -281,12 +282,8 @@ class CanaryClient:
         if self.report is None or (done - self._reported < REPORT_EVERY and not (is_over and self._was_running)):
             return
         self._reported = done
-        digests = {arm: self.inner.models[name].digest for arm, name in self._names().items()}
         self.report.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.report, json.dumps(digests | self.canary.as_data(), indent=1))
-
-    def _names(self) -> dict[Arm, str]:
-        return {"current": self.current, "candidate": self.candidate}
+        write_whole(self.report, json.dumps(self._digests | self.canary.as_data(), indent=1))
 
     def promote(self) -> None:
         """End the canary: the candidate answers from now on."""

@@ -57,6 +57,7 @@ class Replicas:
         self.engines: dict[str, Engine] = {str(number): make(str(number)) for number in range(count)}
         self.router = Router(self.engines)
         self._restarting = asyncio.Lock()
+        self._facts: dict[str, Facts] = {}
         self._loads: dict[str, tuple[str, Options | None]] = {}
         self._adapter_loads: dict[tuple[str, str], str] = {}
 
@@ -73,20 +74,21 @@ class Replicas:
 
     @property
     def models(self) -> Mapping[str, Facts]:
-        """What is loaded, by name."""
-        return next(iter(self.engines.values())).client.models
+        """What is loaded, by name; an engine that is being started anew has it again in a moment."""
+        return self._facts
 
     async def load(self, model: str, path: str, options: Options | None = None) -> Facts:
         """Verify and open a model on every replica. Raises EngineFault, and then no replica has it."""
         facts = await self._on_all(
             lambda client: client.load(model, path, options), lambda client: client.unload(model)
         )
-        self._loads[model] = (path, options)
+        self._loads[model], self._facts[model] = (path, options), facts
         return facts
 
     async def unload(self, model: str) -> None:
         """Let a model go everywhere."""
         self._loads.pop(model, None)
+        self._facts.pop(model, None)
         self._adapter_loads = {pair: path for pair, path in self._adapter_loads.items() if pair[0] != model}
         await self._on_all(lambda client: client.unload(model))
 
