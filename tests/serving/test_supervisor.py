@@ -221,9 +221,33 @@ def test_a_server_that_is_killed_leaves_no_engine_behind_and_never_had_torch() -
     number, has_torch = front.stdout.readline().split()
     assert has_torch == "False", "the front does without torch"
     back = psutil.Process(int(number))
-    # Even one that hangs: it cannot see that its socket was closed.
     os.kill(front.pid, signal.SIGKILL)
     front.wait(10)
     front.stdout.close()
     gone, _ = psutil.wait_procs([back], timeout=15)
     assert gone, "the engine process outlived the server"
+
+
+STARTER = """
+import subprocess, sys, time
+code = "import time; from groundup.serving import process; process.settle(); print('up', flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_engine_that_hangs_does_not_outlive_its_server_either() -> None:
+    """It sleeps in the middle of a step: nobody in it looks at the socket."""
+    starter = subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    back = psutil.Process(int(starter.stdout.readline()))
+    back.terminate()
+    time.sleep(0.3)
+    assert back.is_running() and back.status() != psutil.STATUS_ZOMBIE
+    starter.kill()
+    starter.wait(10)
+    starter.stdout.close()
+    gone, _ = psutil.wait_procs([back], timeout=15)
+    assert gone

@@ -70,7 +70,9 @@ def candidate_of(name: str) -> str:
 
 
 def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
-    """Every model checked in full, by name, with how it is opened: all fit into memory, each cache having its share.
+    """Every model by name with how it is opened: all fit into memory, each cache having its share.
+
+    What was not touched since it was written is not read again here: the engine reads every byte before it opens it.
 
     Raises UserError for models that cannot be served or do not fit, ArtifactError for damaged and unsigned ones.
     """
@@ -81,7 +83,7 @@ def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
             what = f"there is no model {name!r} that a candidate could replace"
             raise UserError(what, where="--canary", fix=nearest(name, service.models))
     paths = {**service.models, **{candidate_of(name): path for name, path in place.candidates.items()}}
-    found = {name: (models.describe(path, public_key=public_key), options) for name, path in paths.items()}
+    found = {name: (models.describe(path, public_key=public_key, full=False), options) for name, path in paths.items()}
     return fit.settled(found, fit.free_memory() // service.settings.replicas)
 
 

@@ -11,26 +11,22 @@ process ends by a Stop frame, or when the other end of its socket is gone.
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import gc
 import logging
 import os
 import queue
 import selectors
-import signal
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
 from groundup.errors import GroundupError, UserError, nearest
-from groundup.serving import faults, logs, wire
+from groundup.serving import faults, logs, process, wire
 from groundup.serving.batcher import Full
 from groundup.serving.engine import QueueFull
 from groundup.serving.generating import Generating, Unknown
@@ -44,9 +40,6 @@ READ = 1 << 18
 """Bytes that are taken from the socket at once."""
 READS = 4
 """How often in a row, before there is a step again: a flood of requests holds up nobody who is being served."""
-OOM_SCORE = Path("/proc/self/oom_score_adj")
-ORPHANED_EVERY_S = 1.0
-"""How often it is checked whether the process that started this one is still there."""
 
 
 class Link:
@@ -284,15 +277,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--log-format", choices=["json", "text"], default="text")
     given = parser.parse_args()
-    for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    process.settle()
     logs.configure(form=given.log_format)
-    faulthandler.enable()
-    if hasattr(faulthandler, "register"):
-        faulthandler.register(signal.SIGUSR1, all_threads=True)
     joined = _from_stdin() if given.socket is None else socket.socket(fileno=given.socket)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    _go_first()
     torch.set_num_threads(given.threads)
     serve(joined)
     # A thread that is still opening a model would be waited for.
@@ -304,19 +291,6 @@ def _from_stdin() -> socket.socket:
     if sys.platform != "win32":
         raise OSError("elsewhere the socket is inherited: give --socket")
     return socket.fromshare(sys.stdin.buffer.read())
-
-
-def _go_first() -> None:
-    """Where memory runs out, Linux is to end this process and not the front, which can start it again."""
-    with suppress(OSError):
-        OOM_SCORE.write_text("500")
-
-
-def _end_with_parent(parent: int) -> None:
-    """End when the process that started this one is gone, even in the middle of a step that never ends."""
-    while os.getppid() == parent:
-        time.sleep(ORPHANED_EVERY_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":
