@@ -14,10 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("h11", reason="pip install 'groundup[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install 'groundup[serve]'")
 
+from groundup import cli
 from groundup.deploy import vllm
 from groundup.deploy.upstream import Child, Hosted, Upstream, ask
 from groundup.deploy.vllm_front import Vllm, application
@@ -86,6 +88,21 @@ def test_without_vllm_the_error_names_the_extra(model: Facts, monkeypatch: pytes
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingExtra, match=r"groundup\[vllm\]"):
         application(model, "m", vllm.Options(), guards=None, telemetry=Telemetry())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--engine", "vlm"], "did you mean 'vllm'"),
+        (["--engine", "vllm", "--vllm", "gpu_memry=1"], "gpu_memry"),
+        (["--vllm", "gpus=2"], "without vLLM"),
+        (["--engine", "vllm", "--canary", "chat=x"], "no candidate"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(make_model: Any, arguments: list[str], said: str) -> None:
+    model = f"chat={make_model('language_modeling')}"
+    done = CliRunner().invoke(cli.app, ["serve", "--model", model, "--no-auth-i-understand", *arguments])
+    assert isinstance(done.exception, UserError) and said in str(done.exception)
 
 
 # ------------------------------------------------------------------------------ the front
