@@ -49,8 +49,9 @@ class Watch:
     start_s: float = 180.0
     """How long a start may take, without models."""
     ping_every_s: float = 1.0
-    silent_s: float = 60.0
-    """An engine that has not answered for so long hangs: longer than any single step takes."""
+    silent_s: float = 120.0
+    """An engine that has not answered for so long hangs: longer than any single step takes, a batch of translations
+    by a large model too. Whoever asks /readyz hears of it sooner (`health.Health`)."""
     first_delay_s: float = 0.2
     """How long to wait before the first restart; doubled for each that follows closely."""
     longest_delay_s: float = 30.0
