@@ -20,17 +20,17 @@ start();
 async function start() {
   document.documentElement.lang = LOCALES[language()];
   wear(remembered("groundup.theme") ?? "auto");
-  const main = h("main", { id: "main", tabIndex: -1 }, h("p", { class: "empty", t: "loading" }));
+  page.work = h("div", { class: "work" }, h("p", { class: "empty", t: "loading" }));
+  const main = h("main", { id: "main", tabIndex: -1 }, page.work, card.element, card.said);
   const skip = h("a", { class: "skip", href: "#main", t: "skip" });
   skip.addEventListener("click", (event) => {
     event.preventDefault(); // the address names a workspace
     main.focus();
   });
-  page.main = main;
   page.nav = h("nav", { tLabel: "models" });
   page.tools = h("div", { class: "tools" });
   const mark = h("a", { class: "mark", href: "#/", textContent: "groundup", tLabel: "home" });
-  document.body.replaceChildren(skip, h("header", {}, mark, page.nav, page.tools), main, card.element, card.said);
+  document.body.replaceChildren(skip, h("header", {}, mark, page.nav, page.tools), main);
   const session = await get("session").catch(() => null); // a server that lets everybody in knows no sessions
   page.tools.append(languages(), themes(), ...(session ? [signOut()] : []));
   try {
@@ -79,7 +79,7 @@ function languages() {
     document.documentElement.lang = LOCALES[language()];
     navigate();
     translate(document);
-    for (const { element } of page.workspaces.values()) translate(element);
+    for (const { element } of [page.figures, ...page.workspaces.values()]) translate(element);
     show();
   });
   return select;
@@ -123,7 +123,7 @@ function addressOf(model, other) {
 
 /** Show what the address names; the first model where it names nothing. */
 function show() {
-  const [, place, name, , other] = location.hash.split("/").map(decodeURIComponent);
+  const [, place, name, , other] = location.hash.split("/").map(decoded);
   page.shown?.leave?.();
   page.shown = null;
   card.hide();
@@ -135,6 +135,14 @@ function show() {
     if (isHere) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
     if (isHere) link.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // typed by hand, and no encoding
   }
 }
 
@@ -184,12 +192,12 @@ function comparing(model, rivals, rival) {
   select.addEventListener("change", () => {
     history.pushState(null, "", addressOf(model, rivals.find((one) => one.id === select.value)));
     show();
-    page.main.querySelector(".head select").focus();
+    page.work.querySelector(".head select").focus();
   });
   return h("div", { class: "compare" }, h("label", { for: select.id, t: "compare" }), select);
 }
 
 function fill(title, ...parts) {
   document.title = `${title} · groundup`;
-  page.main.replaceChildren(...parts);
+  page.work.replaceChildren(...parts);
 }

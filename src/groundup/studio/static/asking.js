@@ -1,6 +1,6 @@
 // A form with texts, and beside it what each model answers: what all tasks with rows have in common.
 
-import { asCurl } from "./api.js";
+import { example } from "./curl.js";
 import { alertOf, field, h } from "./dom.js";
 import { say } from "./texts.js";
 
@@ -12,7 +12,7 @@ export class Asking {
     this.models = [model];
     this.controls = {};
     this.results = h("div", { class: "results", "aria-live": "polite" }, h("p", { class: "empty", t: "say.rows" }));
-    this.curl = h("pre", { tabIndex: 0 });
+    this.curl = example(() => this.request(this.model, this.given));
     this.element = h("div", { class: "rows" }, this.form(fields, button), this.results);
   }
 
@@ -22,12 +22,11 @@ export class Asking {
       this.controls[name].example = example;
       return field(label, this.controls[name]);
     });
-    const example = h("button", { type: "button", class: "quiet", t: "example", onclick: () => this.fill() });
-    const row = h("div", { class: "row" }, h("small", { t: "runHint" }), example, h("button", { type: "submit", class: "primary", t: button }));
-    const curl = h("details", { class: "curl" }, h("summary", { t: "curl" }), this.curl);
-    curl.addEventListener("toggle", () => this.showCurl());
-    const form = h("form", { class: "ask" }, made, row, curl);
-    form.addEventListener("input", () => this.showCurl());
+    const fill = h("button", { type: "button", class: "quiet", t: "example", onclick: () => this.fill() });
+    const send = h("button", { type: "submit", class: "primary", t: button });
+    const row = h("div", { class: "row" }, h("small", { t: "runHint" }), fill, send);
+    const form = h("form", { class: "ask" }, made, row, this.curl.element);
+    form.addEventListener("input", () => this.curl.update());
     form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
     });
@@ -54,14 +53,10 @@ export class Asking {
     this.ask();
   }
 
-  showCurl() {
-    this.curl.textContent = asCurl(...this.request(this.model, this.given));
-  }
-
   async ask() {
     const given = this.given;
     if (Object.values(given).some((text) => !text.trim())) return;
-    this.showCurl();
+    this.curl.update();
     this.results.setAttribute("aria-busy", "true");
     const shown = await Promise.all(this.models.map((model) => this.answer(model, given)));
     this.results.removeAttribute("aria-busy");
@@ -69,7 +64,7 @@ export class Asking {
   }
 
   async answer(model, given) {
-    const section = h("section", { class: "result", tLabel: ["results", { model: model.id }] }, h("h3", { textContent: model.id }));
+    const section = h("section", { class: "result", tLabel: ["results", { model: model.id }] }, h("h2", { textContent: model.id }));
     try {
       section.append(...(await this.show(model, given)));
     } catch (error) {

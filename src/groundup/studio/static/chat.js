@@ -1,6 +1,7 @@
 // Chats and texts to be continued: one model, or two beside each other that are told the same.
 
-import { asCurl, stream } from "./api.js";
+import { stream } from "./api.js";
+import { example } from "./curl.js";
 import { alertOf, h, newId } from "./dom.js";
 import { Settings } from "./settings.js";
 import { decimal, say, seconds } from "./texts.js";
@@ -14,7 +15,7 @@ class Lane {
     this.model = model;
     this.messages = [];
     this.log = h("div", { class: "log", role: "log", tabIndex: 0, tLabel: ["conversation", { model: model.id }] });
-    this.element = h("section", { class: "lane" }, h("h3", { class: "lane-name", textContent: model.id }), this.log);
+    this.element = h("section", { class: "lane" }, h("h2", { class: "lane-name", textContent: model.id }), this.log);
   }
 
   /** Ask, and show the answer as it comes. Resolves when it has ended, however it did. */
@@ -23,8 +24,9 @@ class Lane {
     const isAtEnd = () => this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
     const answer = new TokenText();
     const wait = h("p", { class: "wait", t: "thinking" });
-    const turn = h("article", { class: "turn theirs" }, h("h4", { textContent: this.model.id }), wait, answer.element);
-    this.log.append(h("article", { class: "turn ours" }, h("h4", { t: this.model.chats ? "you" : "begun" }), h("p", { class: "said", textContent: text })), turn);
+    const turn = h("article", { class: "turn theirs" }, h("p", { class: "speaker", textContent: this.model.id }), wait, answer.element);
+    const ours = h("p", { class: "speaker unseen", t: this.model.chats ? "you" : "begun" });
+    this.log.append(h("article", { class: "turn ours" }, ours, h("p", { class: "said", textContent: text })), turn);
     this.log.setAttribute("aria-busy", "true");
     this.log.scrollTop = this.log.scrollHeight;
     const told = { started: performance.now(), first: 0, tokens: 0, end: "stop" };
@@ -103,8 +105,9 @@ export class Chat {
     this.settings.element.querySelector("form").prepend(
       h("div", { class: "check" }, this.shade, h("label", { for: this.shade.id, t: "shade" })),
     );
-    this.curl = h("pre", { tabIndex: 0 });
-    this.settings.element.append(this.example());
+    this.curl = example(() => this.lanes[0].request(this.text.value || "…", this.settings));
+    this.settings.element.addEventListener("input", () => this.curl.update());
+    this.settings.element.append(this.curl.element);
     this.board = h("div", { class: "lanes" });
     this.done = h("div", { class: "unseen", "aria-live": "polite" });
     this.element = h("div", { class: "chat" }, h("div", { class: "talk" }, this.board, this.composer(), this.done), this.settings.element);
@@ -115,7 +118,7 @@ export class Chat {
   compare(model) {
     this.stop();
     this.lanes = [this.lanes[0], ...(model ? [new Lane(model)] : [])];
-    if (model) this.clear();
+    if (model) this.forget();
     this.show();
   }
 
@@ -142,6 +145,7 @@ export class Chat {
     const word = this.model.chats ? "message" : "prompt";
     this.text = h("textarea", { rows: 2, maxLength: 200000, tLabel: word, tPlaceholder: word, "aria-describedby": newId("hint") });
     this.text.addEventListener("keydown", (event) => this.typed(event));
+    this.text.addEventListener("input", () => this.curl.update());
     this.button = h("button", { type: "submit", class: "primary", t: this.model.chats ? "send" : "continue" });
     this.stopButton = h("button", { type: "button", class: "primary", t: "stop", hidden: true, onclick: () => this.stop() });
     const clear = h("button", { type: "button", class: "quiet", t: "clear", onclick: () => this.clear() });
@@ -152,19 +156,6 @@ export class Chat {
       this.send(this.text.value);
     });
     return form;
-  }
-
-  example() {
-    const copy = h("button", { type: "button", class: "quiet", t: "copy" });
-    copy.addEventListener("click", () => navigator.clipboard?.writeText(this.curl.textContent));
-    const details = h("details", { class: "curl" }, h("summary", { t: "curl" }), this.curl, copy);
-    details.addEventListener("toggle", () => this.showCurl());
-    this.settings.element.addEventListener("input", () => this.showCurl());
-    return details;
-  }
-
-  showCurl() {
-    this.curl.textContent = asCurl(...this.lanes[0].request(this.text.value || "…", this.settings));
   }
 
   typed(event) {
@@ -178,7 +169,7 @@ export class Chat {
     const given = this.model.chats ? text.trim() : text;
     if (!given.trim() || this.running) return;
     this.text.value = "";
-    this.showCurl();
+    this.curl.update();
     this.running = new AbortController();
     this.setBusy(true);
     const asked = this.lanes.map((lane) => lane.ask(given, this.settings, this.running.signal));
@@ -203,8 +194,12 @@ export class Chat {
 
   clear() {
     this.stop();
-    for (const lane of this.lanes) lane.clear();
+    this.forget();
     this.show();
     this.text.focus();
+  }
+
+  forget() {
+    for (const lane of this.lanes) lane.clear();
   }
 }

@@ -16,7 +16,7 @@ export function h(tag, properties = {}, ...children) {
     if (name in TRANSLATED) speak(element, name, value);
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "class") element.className = value;
-    else if (name.includes("-") || ["role", "for", "list", "colspan"].includes(name)) element.setAttribute(name, value);
+    else if (name.includes("-") || ["role", "for"].includes(name)) element.setAttribute(name, value);
     else element[name] = value;
   }
   element.append(...children.flat().filter((child) => child !== null && child !== undefined));

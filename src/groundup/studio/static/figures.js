@@ -54,12 +54,11 @@ export class Figures {
   show() {
     const now = this.readings.at(-1);
     const first = this.readings[0];
-    const lately = { time: () => count(Math.round(now.at - first.at)) };
     this.tiles.replaceChildren(
       this.throughput(),
       tile("running", decimal(now.sum("num_requests_running"), 0), ["waiting", { count: now.sum("num_requests_waiting") }], this.series((one) => one.sum("num_requests_running"))),
-      latency("first", "time_to_first_token_seconds", first, now, lately),
-      latency("between", "inter_token_latency_seconds", first, now, lately),
+      latency("first", "time_to_first_token_seconds", first, now),
+      latency("between", "inter_token_latency_seconds", first, now),
       tile("cache", percent(now.most("kv_cache_usage_perc")), ["prefixes", { share: () => percent(ratio(now.sum("prefix_cache_hits_total"), now.sum("prefix_cache_queries_total"))) }], this.series((one) => one.most("kv_cache_usage_perc"))),
       replies(now),
       engines(now),
@@ -95,16 +94,16 @@ export class Figures {
 }
 
 function tile(key, value, note, series) {
-  const parts = [h("h3", { t: key }), h("p", { class: "value", textContent: value }), h("p", { class: "figures", t: note })];
+  const parts = [h("h2", { t: key }), h("p", { class: "value", textContent: value }), h("p", { class: "figures", t: note })];
   return h("section", { class: "tile" }, parts, series ? line(series) : null);
 }
 
-function latency(key, name, first, now, lately) {
+function latency(key, name, first, now) {
   // Until something happened since the page was opened: since the server's start.
   const before = quantile(0.5, name, first, now) === null ? new Samples("") : first;
   const [median, most] = [quantile(0.5, name, before, now), quantile(0.99, name, before, now)];
   if (median === null) return tile(key, "–", "noSample");
-  return tile(key, seconds(median), ["median", { most: () => seconds(most), ...lately }]);
+  return tile(key, seconds(median), ["median", { most: () => seconds(most) }]);
 }
 
 function replies(now) {

@@ -6,7 +6,7 @@ export class Samples {
     this.at = performance.now() / 1000;
     this.byName = new Map();
     for (const line of text.split("\n")) {
-      const found = /^[^#:\s]*:?([a-z_]+)(?:\{(.*)\})? (\S+)/.exec(line);
+      const found = /^(?:\w+:)?([a-z_]+)(?:\{(.*)\})? (\S+)/.exec(line);
       if (!found) continue;
       const labels = Object.fromEntries([...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((pair) => [pair[1], unescape(pair[2])]));
       if (!this.byName.has(found[1])) this.byName.set(found[1], []);

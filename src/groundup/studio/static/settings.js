@@ -17,7 +17,7 @@ const NUMBERS = [
 export class Settings {
   constructor({ chats, context }) {
     this.controls = {};
-    this.element = h("aside", { class: "settings" });
+    this.element = h("section", { class: "settings" });
     const fields = [];
     if (chats) {
       this.controls.system = h("textarea", { rows: 3, maxLength: 20000 });

@@ -24,7 +24,7 @@ export class Similarity extends Asking {
     if (lines.length > MOST) throw new Problem("", { key: "atMost", values: { count: lines.length } });
     const reply = await post(...this.request(model, given));
     const vectors = reply.data.map((one) => unit(one.embedding));
-    return [table(lines, vectors), h("h4", { t: "nearest" }), nearest(lines, vectors)];
+    return [table(lines, vectors), h("h3", { t: "nearest" }), nearest(lines, vectors)];
   }
 }
 

@@ -2,9 +2,9 @@
 
 export const LANGUAGES = { en: "English", zh: "中文" };
 
-const TEXTS = {
+export const TEXTS = {
   en: {
-    skip: "Skip to the content", models: "Models", server: "Server", figures: "Live figures", api: "API",
+    skip: "Skip to the content", models: "Models", server: "Server", figures: "Live figures",
     signOut: "Sign out", language: "Language", theme: "Appearance", auto: "System", light: "Light", dark: "Dark",
     loading: "Loading…", noModels: "No model is served.", home: "groundup playground",
     "task.chat": "Chat", "task.language_modeling": "Text", "task.text_classification": "Classes",
@@ -22,18 +22,18 @@ const TEXTS = {
     temperature: "Temperature", temperatureHint: "0 always takes the likeliest token.", topP: "Top p", topK: "Top k",
     topKHint: "0 keeps all tokens.", maxTokens: "Longest answer", seed: "Seed", seedHint: "The same seed gives the same answer.",
     random: "random", stops: "Stop at", stopsHint: "Texts separated by |.", repetition: "Repetition penalty", reset: "Defaults",
-    shade: "Shade tokens by how unlikely they were", probability: "Probability of a token",
+    shade: "Shade tokens by how unlikely they were",
     tokensHelp: "Answer. Left and right arrows go through its tokens and say how likely each was.",
-    tokenSays: "{token}, {share}. {place} of {count}.", others: "Instead of it", tokenOf: "token {place} of {count}",
-    notTold: "No probabilities were told.", several: "{count} tokens make this character",
+    tokenSays: "{token}, {share}. {place} of {count}.", tokenOf: "token {place} of {count}",
+    several: "{count} tokens make this character",
     "end.stop": "complete", "end.length": "cut at the longest answer", "end.cancelled": "stopped", "end.tool_calls": "calls a function",
     summary: "{tokens} tokens · {speed} tokens/s · first after {first}", curl: "The same with curl", copy: "Copy", copied: "Copied",
     input: "Text", second: "Second text", passage: "Passage", question: "Question", source: "Text to translate", lines: "Texts, one a line",
-    run: "Ask", classify: "Classify", tag: "Tag", find: "Find the answer", translate: "Translate", measure: "Compare",
+    classify: "Classify", tag: "Tag", find: "Find the answer", translate: "Translate", measure: "Compare",
     runHint: "Ctrl + Enter", example: "Example", result: "Result", results: "Results of {model}",
     "say.rows": "The answer will be shown here.", more: "{count} more classes",
-    predicted: "predicted", noSpans: "Nothing was found in this text.", noAnswer: "The passage does not hold an answer, says the model.",
-    confidence: "Confidence {share}", answerIs: "Answer", took: "{time} s", number: "Predicted number", chosen: "chosen",
+    noSpans: "Nothing was found in this text.", noAnswer: "The passage does not hold an answer, says the model.",
+    confidence: "Confidence {share}", answerIs: "Answer", took: "{time} s", number: "Predicted number",
     none: "none of the classes",
     "eg.text": "The new phone is a joy to use, and its battery lasts two days.", "eg.second": "I like this phone very much.",
     "eg.tokens": "Mary Anning found the first plesiosaur at Lyme Regis in 1823.",
@@ -42,7 +42,7 @@ const TEXTS = {
     "eg.lines": "How do I change my password?\nI cannot sign in to my account.\nWhen will my parcel arrive?\nWhere is my order?\nThe weather is fine today.",
     similarity: "Cosine similarity of each two texts", nearest: "Nearest pairs", atLeastTwo: "Give at least two texts, one a line.",
     atMost: "{count} texts are too many to show; 24 at most.", text: "Text {number}",
-    "say.figures": "What the server says of itself at /metrics, every few seconds.", live: "Live", paused: "Paused while the page is hidden",
+    "say.figures": "What the server says of itself at /metrics, every few seconds.", live: "Live",
     mayNot: "The key you signed in with may not read the server's figures.", mayNotFix: "Use one with the scope metrics or admin.",
     mayNotInfer: "The key you signed in with may not use models.", mayNotInferFix: "Use one with the scope infer.",
     throughput: "Tokens per second", running: "Requests running", waiting: "{count} waiting", first: "Time to first token",
@@ -54,7 +54,7 @@ const TEXTS = {
     failed: "The server answered with status {status}.", cutOff: "The answer was cut off.",
   },
   zh: {
-    skip: "跳到正文", models: "模型", server: "服务", figures: "实时指标", api: "接口",
+    skip: "跳到正文", models: "模型", server: "服务", figures: "实时指标",
     signOut: "退出登录", language: "语言", theme: "外观", auto: "跟随系统", light: "浅色", dark: "深色",
     loading: "正在加载…", noModels: "目前没有提供任何模型。", home: "groundup 体验页",
     "task.chat": "对话", "task.language_modeling": "续写", "task.text_classification": "分类",
@@ -64,7 +64,7 @@ const TEXTS = {
     compare: "对照模型", nobody: "无", unknownModel: "这里没有名为 {name} 的模型。",
     message: "消息", prompt: "要续写的文本", send: "发送", continue: "续写", stop: "停止", clear: "重新开始",
     sendHint: "回车发送，Shift + 回车换行。", you: "你", begun: "你写的", thinking: "正在等待第一个词元",
-    "say.chat": "想问点什么？", "say.text": "写个开头，模型会接着写下去。",
+    offer: "{text}", "say.chat": "想问点什么？", "say.text": "写个开头，模型会接着写下去。",
     conversation: "与 {model} 的对话", answerDone: "{model} 已回答。",
     "try.chat": ["给孩子解释什么是重力。", "旧报纸有哪三种用途？", "写一首关于秋雨的短诗。"],
     "try.text": ["从前，海边的小镇上", "def read_lines(path):", "科学最重要的是"],
@@ -72,18 +72,18 @@ const TEXTS = {
     temperature: "温度", temperatureHint: "0 表示总取最可能的词元。", topP: "Top p", topK: "Top k",
     topKHint: "0 表示保留全部词元。", maxTokens: "最长回答", seed: "随机种子", seedHint: "种子相同，回答相同。",
     random: "随机", stops: "遇到即停", stopsHint: "多个文本用 | 分隔。", repetition: "重复惩罚", reset: "恢复默认",
-    shade: "按词元的意外程度着色", probability: "词元的概率",
+    shade: "按词元的意外程度着色",
     tokensHelp: "回答。用左右方向键逐个查看词元及其概率。",
-    tokenSays: "{token}，{share}。第 {place} 个，共 {count} 个。", others: "其他候选", tokenOf: "第 {place} 个词元，共 {count} 个",
-    notTold: "没有给出概率。", several: "这个字符由 {count} 个词元组成",
+    tokenSays: "{token}，{share}。第 {place} 个，共 {count} 个。", tokenOf: "第 {place} 个词元，共 {count} 个",
+    several: "这个字符由 {count} 个词元组成",
     "end.stop": "回答完整", "end.length": "达到最长回答，已截断", "end.cancelled": "已停止", "end.tool_calls": "调用函数",
     summary: "{tokens} 个词元 · 每秒 {speed} 个 · {first} 后开始", curl: "用 curl 发送同样的请求", copy: "复制", copied: "已复制",
     input: "文本", second: "第二段文本", passage: "文章", question: "问题", source: "要翻译的文本", lines: "文本，每行一条",
-    run: "提问", classify: "分类", tag: "标注", find: "查找答案", translate: "翻译", measure: "比较",
+    classify: "分类", tag: "标注", find: "查找答案", translate: "翻译", measure: "比较",
     runHint: "Ctrl + 回车", example: "示例", result: "结果", results: "{model} 的结果",
     "say.rows": "结果将显示在这里。", more: "还有 {count} 个类别",
-    predicted: "预测结果", noSpans: "这段文本中没有找到内容。", noAnswer: "模型认为文章中没有答案。",
-    confidence: "置信度 {share}", answerIs: "答案", took: "{time} 秒", number: "预测值", chosen: "选中",
+    noSpans: "这段文本中没有找到内容。", noAnswer: "模型认为文章中没有答案。",
+    confidence: "置信度 {share}", answerIs: "答案", took: "{time} 秒", number: "预测值",
     none: "不属于任何类别",
     "eg.text": "这款新手机用起来很愉快，电池能撑两天。", "eg.second": "我非常喜欢这款手机。",
     "eg.tokens": "徐霞客于1613年从江苏江阴出发，游历了天台山和雁荡山。",
@@ -92,7 +92,7 @@ const TEXTS = {
     "eg.lines": "怎么修改密码？\n我登录不了自己的账号。\n包裹什么时候能到？\n我的订单在哪里？\n今天天气很好。",
     similarity: "每两条文本的余弦相似度", nearest: "最相近的几对", atLeastTwo: "请至少给出两条文本，每行一条。",
     atMost: "{count} 条太多，无法显示；最多 24 条。", text: "文本 {number}",
-    "say.figures": "每隔几秒读取一次服务在 /metrics 给出的数据。", live: "实时", paused: "页面不可见，已暂停",
+    "say.figures": "每隔几秒读取一次服务在 /metrics 给出的数据。", live: "实时",
     mayNot: "你登录所用的密钥无权读取服务指标。", mayNotFix: "请换用带有 metrics 或 admin 权限的密钥。",
     mayNotInfer: "你登录所用的密钥无权使用模型。", mayNotInferFix: "请换用带有 infer 权限的密钥。",
     throughput: "每秒词元数", running: "正在处理的请求", waiting: "{count} 个在等待", first: "首个词元时间",
@@ -124,8 +124,9 @@ export function choose(name) {
 
 /** A text by its key, with values in place of {names}. */
 export function say(key, values = {}) {
-  const text = TEXTS[chosen][key] ?? TEXTS.en[key] ?? key;
-  return typeof text === "string" ? text.replace(/\{(\w+)\}/g, (whole, name) => written(values[name], whole)) : text;
+  const text = TEXTS[chosen][key] ?? TEXTS.en[key];
+  if (text === undefined) console.error(`there is no text ${key}`);
+  return typeof text === "string" ? text.replace(/\{(\w+)\}/g, (whole, name) => written(values[name], whole)) : text ?? key;
 }
 
 /** A count as the language writes it, shortened from 10,000 on: 135M, 1.4亿. */
