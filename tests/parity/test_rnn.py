@@ -17,6 +17,7 @@ from groundup.errors import UserError
 from groundup.nn.attention import Causal
 from groundup.nn.losses import linear_cross_entropy
 from groundup.nn.network import Network, create
+from groundup.runtimes.torch import TorchRuntime
 
 rnn = catalog.load("models", "rnn")
 THEIRS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -184,10 +185,26 @@ def test_what_a_recurrent_network_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set d_hidden \(16\) to d_model \(12\)"):
         rnn.Config(**SIZES, tie_embeddings=True)
     ours = network("language", None)
-    with pytest.raises(UserError, match="has no attention, so it cannot go on from a cache"):
+    with pytest.raises(UserError, match="looks at nothing but its own states"):
         ours(padded(), Causal())
-    with pytest.raises(UserError, match="keeps no keys and values"):
-        _ = ours.config.n_heads
     hugging_face.save(tmp_path, ours)
     again = hugging_face.load(tmp_path)
     assert torch.equal(again(padded()).logits, ours(padded()).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cell", THEIRS)
+def test_a_cache_keeps_the_states_so_that_texts_go_on_where_they_were(cell: str) -> None:
+    """Two sequences of different lengths, a prompt in pieces and tokens one by one: as if each were read at once."""
+    runtime = TorchRuntime(network("language", None, cell=cell), max_tokens=20, max_sequences=2)
+    ids = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(6))
+    cache = runtime.new_cache()
+    runtime.step(ids[0, :5].tolist(), range(5), [0] * 5, cache)
+    runtime.step([*ids[0, 5:8].tolist(), *ids[1, :4].tolist()], [*range(5, 8), *range(4)], [0] * 3 + [1] * 4, cache)
+    for step in range(4):
+        given = [int(ids[0, 8 + step]), int(ids[1, 4 + step])]
+        found = runtime.step(given, [8 + step, 4 + step], [0, 1], cache)
+    whole = torch.stack(
+        [runtime.forward({"input_ids": row[None, :n]}).logits[0, -1] for row, n in zip(ids, (12, 8), strict=True)]
+    )
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)

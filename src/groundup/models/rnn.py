@@ -25,7 +25,7 @@ Axes: B rows, T tokens, E sequences, N tokens of all of them, D width, G numbers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from groundup.errors import UserError
 from groundup.nn import heads
+from groundup.nn.attention import Attend, Cached, Flat
 from groundup.nn.dropout import dropout
 from groundup.nn.heads import LinearHead
 from groundup.nn.layers import LanguageHead, TiedLanguageHead, check_length, language_head
@@ -92,9 +93,13 @@ class Config(NetworkSection):
 
     @property
     def n_heads(self) -> int:
-        """Raises UserError: a cache of keys and values was asked for, and there is no attention to keep them of."""
-        what = "a recurrent network keeps no keys and values, so it cannot write text token by token here"
-        raise UserError(what, fix="generate with a model of the type gpt")
+        """Vectors a token that a cache holds: the states of a layer after it, in place of keys and values."""
+        return 1
+
+    @property
+    def head_dim(self) -> int:
+        """Their width."""
+        return self.d_hidden
 
     @classmethod
     def from_hugging_face(cls, given: dict[str, Any]) -> Self:
@@ -175,16 +180,14 @@ GATES = {"elman": 1, "gru": 3, "lstm": 4}
 
 
 def unroll(
-    cell: Cell, gates_NG: Tensor, sizes: Sequence[int], weight_GD: Tensor, bias_G: Tensor, states: int
-) -> Tensor:
-    """The states h after every token, (N,D), in the order of `Steps`; all begin at zero."""
-    gates = torch.split(gates_NG, list(sizes))
-    state: State = tuple(gates_NG.new_zeros(sizes[0], weight_GD.shape[1]) for _ in range(states))
+    cell: Cell, gates_NG: Tensor, sizes: Sequence[int], weight_GD: Tensor, bias_G: Tensor, state: State
+) -> list[State]:
+    """The states after every step, (sizes[t],D) each, from those before the first; the order is that of `Steps`."""
     found = []
-    for gates_EG in gates:
+    for gates_EG in torch.split(gates_NG, list(sizes)):
         state = cell(gates_EG, tuple(each[: len(gates_EG)] for each in state), weight_GD, bias_G)
-        found.append(state[0])
-    return torch.cat(found)
+        found.append(state)
+    return found
 
 
 class Recurrent(nn.Module):
@@ -194,6 +197,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.cell, self.gates, self.n_layers = CELLS[config.cell], GATES[config.cell], config.n_layers
         self.states, self.dropout = 2 if config.cell == "lstm" else 1, config.dropout
+        self.is_bidirectional = config.bidirectional
         self.directions = ("", "_reverse") if config.bidirectional else ("",)
         wide, width = self.gates * config.d_hidden, config.d_model
         for layer in range(config.n_layers):
@@ -231,11 +235,40 @@ class Recurrent(nn.Module):
 
     def _read(self, x_ND: Tensor, name: str, order_N: Tensor, sizes: list[int]) -> Tensor:
         """The states of one layer in one direction, each at its token's place."""
-        weights = [self.get_parameter(f"{kind}_{name}") for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")]
+        weight_ih, bias_ih, weight_hh, bias_hh = self._weights(name)
         # All products with inputs are one: only those with states must wait for each other.
-        gates_NG = F.linear(x_ND[order_N], *weights[:2])
-        h_ND = unroll(self.cell, gates_NG, sizes, weights[2], weights[3], states=self.states)
+        gates_NG = F.linear(x_ND[order_N], weight_ih, bias_ih)
+        begin = tuple(gates_NG.new_zeros(sizes[0], weight_hh.shape[1]) for _ in range(self.states))
+        h_ND = torch.cat([state[0] for state in unroll(self.cell, gates_NG, sizes, weight_hh, bias_hh, begin)])
         return h_ND.new_zeros(len(x_ND), h_ND.shape[1]).index_copy(0, order_N, h_ND)
+
+    def go_on(self, x_BTD: Tensor, cached: Cached) -> Tensor:
+        """States of T new tokens of each of B sequences, (B,T,D), from what the cache holds of the token before.
+
+        The states after each new token join the cache, as keys and values of a Transformer would: h and c.
+        """
+        rows, length = x_BTD.shape[:2]
+        for layer in range(self.n_layers):
+            weight_ih, bias_ih, weight_hh, bias_hh = self._weights(f"l{layer}")
+            gates_NG = F.linear(x_BTD.transpose(0, 1).flatten(0, 1), weight_ih, bias_ih)
+            found = unroll(self.cell, gates_NG, [rows] * length, weight_hh, bias_hh, self._before(cached, layer))
+            x_BTD = torch.stack([state[0] for state in found], dim=1)
+            last_BTD = torch.stack([state[-1] for state in found], dim=1)
+            cached.cache.put(layer, cached.places_N, x_BTD[:, :, None], last_BTD[:, :, None])
+        return x_BTD
+
+    def _before(self, cached: Cached, layer: int) -> State:
+        """The states of a layer before the new tokens of each sequence; zero where one begins."""
+        start_B = cached.positions_BT[:, 0]
+        row_B = torch.arange(len(start_B), device=start_B.device)
+        held = cached.cache.read(layer, cached.rows, cached.seen)[: self.states]
+        before = (kept_BGSK[row_B, 0, (start_B - 1).clamp(min=0)] for kept_BGSK in held)
+        return tuple(torch.where(start_B[:, None] > 0, each_BD, 0) for each_BD in before)
+
+    def _weights(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        kinds = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+        first, second, third, fourth = (self.get_parameter(f"{kind}_{name}") for kind in kinds)
+        return first, second, third, fourth
 
 
 class Rnn(KeepsActivations):
@@ -252,14 +285,29 @@ class Rnn(KeepsActivations):
         """Hidden states of the `input_ids` of a batch, padded, flat or packed, (B,T,D)."""
         ids_BT = given(batch, "input_ids")
         check_length(ids_BT.shape[1], self.context, batch.get("positions"))
-        hidden_BTD: Tensor = self(ids_BT, *sequences(batch))
-        return hidden_BTD
+        x_BTD = dropout(self.embeddings(ids_BT), self.dropout, self.training)
+        hidden_ND: Tensor = self.recurrent(x_BTD.flatten(0, 1), *sequences(batch))
+        return hidden_ND.view(*ids_BT.shape, -1)
 
-    def forward(self, input_ids_BT: Tensor, starts_E: Tensor, lengths_E: Tensor) -> Tensor:
-        """(B,T) to (B,T,D), for sequences that begin at `starts_E` among the B·T positions; see `sequences`."""
-        x_BTD = dropout(self.embeddings(input_ids_BT), self.dropout, self.training)
-        hidden_ND: Tensor = self.recurrent(x_BTD.flatten(0, 1), starts_E, lengths_E)
-        return hidden_ND.view(*input_ids_BT.shape, -1)
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        attend: Attend,
+        positions_BT: Tensor | None = None,
+        token_type_ids_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of new tokens that go on from a cache, (B,T,D). Raises UserError for what is no cache."""
+        pieces = attend.pieces if isinstance(attend, Flat) else [attend]
+        if self.recurrent.is_bidirectional or not all(isinstance(piece, Cached) for piece in pieces):
+            what = "a recurrent network looks at nothing but its own states, and goes on only from those of a cache"
+            raise UserError(what, fix="give it a batch; a bidirectional one reads whole texts only")
+        found, first, ids_N = [], 0, input_ids_BT.flatten()
+        for piece in cast(list[Cached], pieces):
+            shape = piece.positions_BT.shape
+            x_BTD = self.embeddings(ids_N[first : first + shape.numel()]).view(*shape, -1)
+            found.append(self.recurrent.go_on(x_BTD, piece).flatten(0, 1))
+            first += shape.numel()
+        return torch.cat(found).view(*input_ids_BT.shape, -1)
 
 
 def build(config: Config) -> Rnn:

@@ -247,14 +247,12 @@ class Network(nn.Module):
         """
         if hasattr(self.backbone, "decode"):
             return self._of_two_sides(batch, cast(TwoSided, self.backbone))
-        if hasattr(self.backbone, "read"):
-            if attend is not None:
-                what = f"the model {self.config.name!r} has no attention, so it cannot go on from a cache"
-                raise UserError(what, fix="generate with a model of the type gpt")
+        if hasattr(self.backbone, "read") and attend is None:
             return Outputs(cast(Reader, self.backbone).read(batch), self.head, batch)
         if attend is None:
             attend = for_batch(batch, causal=self.backbone.causal)
-        hidden_BTD = self.backbone(batch["input_ids"], attend, batch.get("positions"), batch.get("token_type_ids"))
+        ids_BT = given(batch, "input_ids")
+        hidden_BTD = self.backbone(ids_BT, attend, batch.get("positions"), batch.get("token_type_ids"))
         return Outputs(hidden_BTD, self.head, batch)
 
     def _of_two_sides(self, batch: Mapping[str, Tensor], backbone: TwoSided) -> Outputs:
