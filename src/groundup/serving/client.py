@@ -133,8 +133,6 @@ class EngineClient:
         self.retry_after_s: float | None = None
         """What EngineGone suggests; the supervisor knows how long a start takes."""
 
-    # ------------------------------------------------------------------------------ the connection
-
     async def attach(self, joined: socket.socket, *, timeout_s: float = 120.0) -> wire.Ready:
         """Join an engine process at the other end of a socket pair, and wait until it is up.
 
