@@ -353,3 +353,22 @@ def test_a_score_without_time_left_says_so(asked: Any) -> None:
         assert (await ask("/v1/score", model="plain", text="the red train"))["data"][0]["logprob"] < 0
 
     asked(test)
+
+
+def test_an_engine_that_goes_ends_a_stream_with_an_error(asked: Any) -> None:
+    async def test(ask: Asking) -> None:
+        body = {"model": "plain", "prompt": "the", "max_tokens": 240, "ignore_eos": True, "stream": True}
+        running = asyncio.create_task(ask.raw("/v1/completions", body))
+        while not (await ask.app.api.client.ping()).stats["plain"]["running"]:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        await ask.app.api.client.detach("the engine process ended")
+        reply = await running
+        assert reply.status in (200, 503)
+        last = reply.body.split(b"\n\n")[-2] if reply.status == 200 else b"data: " + reply.body
+        error = json.loads(last.removeprefix(b"data: "))["error"]
+        assert error["code"] == "engine_gone" and b"[DONE]" not in reply.body
+        after = await ask.raw("/v1/completions", body)
+        assert after.status == 503 and int(after["retry-after"]) >= 1
+
+    asked(test)

@@ -141,3 +141,36 @@ def test_administration_needs_its_scope(asked: Any) -> None:
         assert set(app.api.registry.served) == {"plain", "chat"}
 
     asked(test)
+
+
+def test_an_adapter_is_a_name_of_its_own(asked: Any, make_model: Make, tmp_path: Path) -> None:
+    from groundup import catalog
+    from groundup.checkpoints import hugging_face, peft
+
+    lora = catalog.load("adapters", "lora")
+    network = lora.wrap(hugging_face.load(make_model()), lora.Config(rank=2))
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.5)
+    peft.save_adapter(tmp_path / "poet", network, base=str(make_model()))
+
+    async def test(ask: Any, app: Any) -> None:
+        body = {"model": "plain", "prompt": "the red", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        load = {"lora_name": "poet", "lora_path": str(tmp_path / "poet")}
+        which = await ask("POST", "/v1/load_lora_adapter", load)
+        assert which.status == 400 and which.error["param"] == "model", "two models generate"
+        loaded = await ask("POST", "/v1/load_lora_adapter", load | {"model": "plain"})
+        assert loaded.status == 200 and loaded.body.startswith(b"Success"), loaded.body
+        plain = await ask("POST", "/v1/completions", body)
+        tuned = await ask("POST", "/v1/completions", body | {"model": "poet"})
+        assert json.loads(plain.body)["choices"][0]["text"] != json.loads(tuned.body)["choices"][0]["text"]
+        assert plain["x-model-digest"] != tuned["x-model-digest"]
+        listed = {one["id"]: one for one in json.loads((await ask("GET", "/v1/models")).body)["data"]}
+        assert listed["poet"]["parent"] == "plain"
+        assert (await ask("POST", "/v1/unload_lora_adapter", {"lora_name": "plain"})).status == 400
+        assert (await ask("POST", "/v1/unload_lora_adapter", {"lora_name": "poet"})).status == 200
+        assert (await ask("POST", "/v1/completions", body | {"model": "poet"})).status == 404
+        missing = await ask("POST", "/v1/load_lora_adapter", load | {"model": "plain", "lora_path": "nowhere"})
+        assert missing.status == 400
+
+    asked(test)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from groundup.serving import wire
 from groundup.serving.api.calling import Api, Caller
@@ -36,6 +36,8 @@ class Order:
     deadline_s: float
     logprobs: int | None = None
     """How many most likely tokens to tell of beside each chosen one; None tells nothing."""
+    operation: Literal["chat", "completion"] = "completion"
+    """What it is counted as."""
     visible: frozenset[int] = field(default_factory=frozenset)
     """Special tokens that are part of an answer's text."""
 
@@ -67,6 +69,7 @@ def order(
     grammar: str | None = None,
     offered: Offered | None = None,
     logprobs: int | None = None,
+    operation: Literal["chat", "completion"] = "completion",
 ) -> Order:
     """The order for one prompt. Raises ApiError for one that does not fit the model, and for a token it has not."""
     if not ids:
@@ -86,6 +89,7 @@ def order(
         priority=(body.priority or 0) + caller.priority,
         deadline_s=caller.deadline_s(api, body.timeout),
         logprobs=logprobs,
+        operation=operation,
         visible=offered.form.special_ids if offered else frozenset(),
     )
 

@@ -82,6 +82,7 @@ async def _order(api: Api, caller: Caller, body: ChatRequest) -> Order:
         grammar=_grammar(body, offered),
         offered=offered,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        operation="chat",
     )
 
 

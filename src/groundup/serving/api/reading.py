@@ -173,7 +173,7 @@ class _Observed:
                 self.id,
                 model=order.served.name,
                 key=caller.key,
-                operation="chat" if order.offered else "text_completion",
+                operation=order.operation,
                 prompt_tokens=len(order.ids),
             )
 

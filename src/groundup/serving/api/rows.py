@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from groundup.serving import wire
@@ -22,15 +23,31 @@ async def answered(
     if not 1 <= len(rows) <= api.settings.max_rows:
         fix = f"send 1 to {api.settings.max_rows} at once; more as a batch job"
         raise bad(f"{len(rows)} rows in one request", "input", fix=fix)
-    with Metered(caller, _estimate(rows)) as meter:
+    with Metered(caller, _estimate(rows)) as meter, _observed(api, caller, served) as ended:
         meter.prompt_tokens = 0  # what is not computed is not billed
         asked = wire.Answer(served.model, rows, key=caller.key, deadline_s=caller.deadline_s(api, timeout))
         found = await api.client.answer(asked)
         meter.prompt_tokens = sum(found.tokens)
+        ended(meter.prompt_tokens)
         for place, one in enumerate(found.answers):
             if "error" in one:
                 raise _failed(one["error"], place)
     return list(found.answers), meter
+
+
+@contextmanager
+def _observed(api: Api, caller: Caller, served: Served) -> Iterator[Callable[[int], None]]:
+    """Tell the figures of the server of one request; what comes out is called with its tokens when it is answered."""
+    telemetry, name = api.telemetry, f"{caller.request_id}-rows"
+    if telemetry is None:
+        yield lambda tokens: None
+        return
+    operation = "embedding" if served.facts.kind == "embed" else served.facts.task
+    telemetry.request_started(name, model=served.name, key=caller.key, operation=operation)
+    try:
+        yield lambda tokens: telemetry.request_finished(name, "stop", prompt_tokens=tokens)
+    finally:
+        telemetry.request_finished(name, "error")  # the first that is said of an end counts
 
 
 def _estimate(rows: Sequence[Mapping[str, Any]]) -> int:
