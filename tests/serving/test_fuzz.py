@@ -1,0 +1,113 @@
+"""Whatever the description of the interface allows, and what it does not, never makes the server fail."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+schemathesis = pytest.importorskip("schemathesis", reason="pip install 'groundup[dev]'")
+pytest.importorskip("uvicorn", reason="pip install 'groundup[serve]'")
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
+
+pytestmark = pytest.mark.slow
+TASKS = {
+    "chat": "chat",
+    "classify": "text_classification",
+    "tag": "token_tagging",
+    "answer": "span_qa",
+    "embed": "embedding",
+}
+MODELS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "chat",
+    "/v1/score": "chat",
+    "/v1/embeddings": "embed",
+    "/v1/rerank": "embed",
+    "/v1/classify": "classify",
+    "/v1/tag": "tag",
+    "/v1/answer": "answer",
+}
+"""Whom a route asks; a name made at random would never be one."""
+ENDING = {"/v1/admin/drain", "/v1/admin/restart"}
+"""Routes that end what is tested; without the scope for them they are asked all the same."""
+
+
+@pytest.fixture(scope="module")
+def address(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The URL of a server with one model for each task, and its first key."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    models = [f"--model={name}={make_model(task)}" for name, task in TASKS.items()]
+    command = [sys.executable, "-m", "groundup", "serve", "--port", "0", "--json", "--threads", "1", "--cache", "16MiB"]
+    with (folder / "log.txt").open("w") as log:
+        server = subprocess.Popen(
+            [*command, *models],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    assert server.stdout is not None
+    try:
+        line = server.stdout.readline()
+        assert line, (folder / "log.txt").read_text()
+        ready = json.loads(line)
+        _until_ready(ready["url"])
+        yield ready["url"], ready["key"]
+        server.terminate()
+        assert server.wait(60) == 0
+        assert "Traceback" not in (told := (folder / "log.txt").read_text()), told
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def _until_ready(url: str) -> None:
+    for _ in range(600):
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/readyz", timeout=30):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server is never ready")
+
+
+@pytest.fixture(scope="module")
+def described(address: tuple[str, str]) -> Any:
+    url, key = address
+    return schemathesis.openapi.from_url(f"{url}/openapi.json", headers={"authorization": f"Bearer {key}"})
+
+
+schema = schemathesis.pytest.from_fixture("described")
+turns = itertools.count()
+
+
+@schema.parametrize()
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_nothing_that_is_described_makes_the_server_fail(case: Any, address: tuple[str, str]) -> None:
+    # One in five is left as it was made, so that unknown models are asked too.
+    if isinstance(case.body, dict) and case.path in MODELS and next(turns) % 5:
+        case.body["model"] = MODELS[case.path]
+    headers = {} if case.path in ENDING else {"authorization": f"Bearer {address[1]}"}
+    reply = case.call(headers=headers, timeout=60)
+    assert reply.status_code < 500, (reply.status_code, reply.text[:500])
+    if reply.status_code >= 400:
+        error = reply.json()["error"]
+        assert error["message"] and error["code"], error
