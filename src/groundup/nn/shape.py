@@ -50,11 +50,10 @@ def _height_and_width(given: Any) -> Any:
     return given if isinstance(given, list | tuple) or given is None else (given, given)
 
 
-_SIZE = {"anyOf": [{"type": ["integer", "string"]}, {"type": "array", "items": {"type": "integer"}}]}
 ImageSize = Annotated[
     tuple[PositiveCount, PositiveCount],
     BeforeValidator(_height_and_width),
-    WithJsonSchema({**_SIZE, "examples": [224, [32, 128]]}),
+    WithJsonSchema({"type": ["integer", "string", "array"], "examples": [224, [32, 128]]}),
 ]
 """Height and width in pixels; one number for both."""
 
