@@ -12,6 +12,7 @@ Reference: Ray Serve's `serve.ingress` (an ASGI builder is called in the replica
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -143,6 +144,7 @@ Written by `groundup deploy`. Every node needs `pip install 'groundup[serve,clus
 that `serve.yaml` names, and the file of keys. On a running cluster:
 
 ```bash
+export RAY_USAGE_STATS_ENABLED=0     # before `ray start`: Ray reports its use unless told not to
 serve deploy serve.yaml
 serve status
 ```
@@ -159,6 +161,7 @@ def _free_port() -> int:
 
 
 def _serve() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use unless told not to; we tell nobody
     try:
         from ray import serve
     except ImportError as error:
