@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from groundup.errors import GroundupError
 from groundup.serving.api.calling import Api, Caller
 from groundup.serving.api.errors import ApiError
 from groundup.serving.api.generating import Order
@@ -144,9 +145,14 @@ async def answer(
         piece = reading.flush()
         if piece is not None:
             yield piece
-        yield _ending(reading, observed.end, count, ended_by)
+        ending = _ending(reading, observed.end, count, ended_by)
+        observed.ended("stop")  # by a stop string: all else was said by the engine
+        yield ending
+    except GroundupError:
+        observed.ended("error")
+        raise
     finally:
-        observed.left()
+        observed.ended("cancelled")
 
 
 def _ending(reading: Reading, end: Finished | None, count: int, ended_by: int | None) -> Ending:
@@ -193,10 +199,10 @@ class _Observed:
                 decode_s=end.decode_s,
             )
 
-    def left(self) -> None:
-        """Said at the end whatever happened; the first that is said of an end counts."""
+    def ended(self, reason: str) -> None:
+        """Say how it ended; the first that is said of an end counts."""
         if self.telemetry is not None:
-            self.telemetry.request_finished(self.id, "cancelled")
+            self.telemetry.request_finished(self.id, reason)
 
 
 async def merged(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundup.errors import UserError, nearest
+from groundup.errors import GroundupError, UserError, nearest
 from groundup.serving.api.errors import ApiError, bad
 from groundup.serving.api.tools import CallForm, form_of
 from groundup.serving.client import Client
@@ -44,7 +45,8 @@ class Texts:
         self.chats = facts.chats
         self._prompts: dict[tuple[tuple[str, Any], ...], Prompt] = {}
         if facts.chats:
-            self.prompt().render([{"role": "user", "content": "."}], add_generation_prompt=True)  # compiled once
+            with suppress(GroundupError):  # compiled now; a template that wants other messages is asked with them later
+                self.prompt().render([{"role": "user", "content": "."}], add_generation_prompt=True)
 
     def prompt(self, variables: Mapping[str, Any] | None = None) -> Prompt:
         """The renderer of chats with these template variables. Raises UserError for a model without a template."""

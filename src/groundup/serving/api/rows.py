@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from groundup.errors import GroundupError
 from groundup.serving import wire
 from groundup.serving.api.calling import Api, Caller
 from groundup.serving.api.errors import STATUS, ApiError, bad
@@ -46,8 +47,11 @@ def _observed(api: Api, caller: Caller, served: Served) -> Iterator[Callable[[in
     telemetry.request_started(name, model=served.name, key=caller.key, operation=operation)
     try:
         yield lambda tokens: telemetry.request_finished(name, "stop", prompt_tokens=tokens)
-    finally:
+    except GroundupError:
         telemetry.request_finished(name, "error")  # the first that is said of an end counts
+        raise
+    finally:
+        telemetry.request_finished(name, "cancelled")
 
 
 def _estimate(rows: Sequence[Mapping[str, Any]]) -> int:

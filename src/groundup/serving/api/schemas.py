@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _of_this_world(path: str) -> str:
+    if any(len(part.encode()) > LONGEST_PART for part in path.split("/")):
+        raise ValueError(f"a part of the path is longer than {LONGEST_PART} bytes, which no file's name is")
+    return path
+
+
+ServerPath = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_of_this_world)]
+"""A path on the server; one that no file can have is refused before the system is asked for it."""
+LONGEST_PART = 255
 MOST_CHOICES = 16
 MOST_STOPS = 16
 LONGEST_STOP = 256
@@ -268,7 +279,7 @@ class LoadRequest(Body):
     """A model to be served."""
 
     name: Annotated[str, Field(pattern=r"^[\w.:/@-]{1,128}$")]
-    path: Text
+    path: ServerPath
     """On the server: runs/RECIPE/STAGE, an artefact or a Hugging Face directory."""
     options: dict[str, Any] = {}
     """As on the command line of `groundup serve`, for this model alone."""
@@ -278,7 +289,7 @@ class AdapterRequest(Body):
     """An adapter to be served, in vLLM's words."""
 
     lora_name: Annotated[str, Field(pattern=r"^[\w.:/@-]{1,128}$")]
-    lora_path: Text
+    lora_path: ServerPath
     model: str | None = None
     """The model that it changes; needed where several generate."""
 
