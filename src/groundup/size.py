@@ -101,10 +101,10 @@ def _candidates(model: Named) -> Iterator[Named]:
 def _resized(model: Named, width: int, depth: int) -> Named:
     """The same family at another width and depth: what depends on the width follows its defaults."""
     kept = model.model_dump(exclude_unset=True)
-    for key in ("d_ff", "head_dim", "n_kv_heads"):
+    for key in ("d_ff", "d_hidden", "head_dim", "n_kv_heads"):
         kept.pop(key, None)
-    heads = max(1, width // HEAD)
-    return type(model)(**{**kept, "d_model": width, "n_layers": depth, "n_heads": heads})
+    heads = {"n_heads": max(1, width // HEAD)} if "n_heads" in type(model).model_fields else {}
+    return type(model)(**{**kept, "d_model": width, "n_layers": depth, **heads})
 
 
 def _flops(family: Any, model: Named) -> float:

@@ -81,7 +81,8 @@ class KeepsActivations(nn.Module):
     @checkpoint_activations.setter
     def checkpoint_activations(self, wanted: bool) -> None:
         if wanted:
-            what = f"the model {type(self).__name__!r} cannot compute its activations a second time"
+            name = type(self).__module__.rpartition(".")[2]
+            what = f"the model {name!r} cannot compute its activations a second time"
             raise UserError(what, fix="leave out `activation_checkpointing`, or set a smaller `micro_batch_rows`")
 
 
