@@ -39,7 +39,7 @@ async def answered(
 @contextmanager
 def _observed(api: Api, caller: Caller, served: Served) -> Iterator[Callable[[int], None]]:
     """Tell the figures of the server of one request; what comes out is called with its tokens when it is answered."""
-    telemetry, name = api.telemetry, f"{caller.request_id}-rows"
+    telemetry, name = api.telemetry, f"{caller.request_id}-{id(caller):x}-rows"
     if telemetry is None:
         yield lambda tokens: None
         return
