@@ -79,7 +79,8 @@ WITHOUT_TORCH = [
     "groundup", "groundup.cli", "groundup.recipe", "groundup.plan", "groundup.runner", "groundup.catalog",
     "groundup.config", "groundup.artifact", "groundup.forecast", "groundup.data.sources", "groundup.text.normalise",
     "groundup.text.duplicates", "groundup.stages.prepare", "groundup.stages.tokenize", "groundup.serving.client",
-    "groundup.serving.fit", "groundup.serving.health", "groundup.serving.supervisor",
+    "groundup.serving.fit", "groundup.serving.health", "groundup.serving.supervisor", "groundup.serving.server",
+    "groundup.serving.canary_client", "groundup.deploy.kubernetes", "groundup.deploy.vllm_serve",
 ]  # fmt: skip
 
 
