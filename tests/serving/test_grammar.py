@@ -253,6 +253,8 @@ def test_a_hostile_grammar_costs_little_and_harms_nobody(
     end = end_of(events, 0)
     print(f"{name}: {end} after {time.perf_counter() - began:.2f} s")
     assert isinstance(end, Finished) or (isinstance(end, Failed) and end.code == "bad_request")
+    if name in ("optional parts", "conjunctions"):  # 16 s and 1.8 GB, and worse, for who reads them unguarded
+        assert isinstance(end, Failed) and re.search("read within (64 MB|3 s)", end.message)
     assert isinstance(end_of(events, 1), Finished)
     assert time.perf_counter() - began < 20
 

@@ -40,7 +40,7 @@ MASKS_S = 1.0
 MASK_S = 0.05
 IDLE_S = 60.0
 """Seconds without a new grammar after which the thread and the process that read them end."""
-KEPT = 64
+KEPT = 16
 """Grammars that are kept ready, for the next request with the same."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,16}"
 """Between the parts of JSON. Bounded: a small model can fall into writing spaces for ever."""
