@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from groundup import catalog, cli
+from groundup.artifact import Store
 from groundup.checkpoints import hugging_face
 from groundup.deploy import docker, kubernetes, ray
 from groundup.deploy.kubernetes import Cluster
@@ -171,6 +172,23 @@ def test_models_too_large_for_an_image_are_mounted(service: Service) -> None:
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "models"]
     assert mount == {"name": "models", "mountPath": "/models", "readOnly": True}
+
+
+def test_a_serve_stage_is_deployed_with_its_settings_and_adapters(make_model: Any, tmp_path: Path) -> None:
+    model = make_model("language_modeling")
+    store = Store(model.parents[1])
+    settings = {"grace": "90s", "cache": "32MiB", "threads": 3, "max_queue": 7, "limits": {"max_rows": 5}}
+    with store.draft("service", "deployed", stage="serve", section={}) as draft:
+        draft.write_json("service.json", {"settings": settings, "models": [{"name": "lm", "digest": model.name}]})
+    found = store.find("deployed")
+    assert found is not None
+    service = describe([str(found.path)], adapters=["terse@lm=runs/terse"], port=9000, grace_s=None)
+    arguments = service.arguments()
+    assert {"--model=lm=/models/lm", "--adapter=terse@lm=/models/terse", "--port=9000", "--grace=90s"} <= set(arguments)
+    assert {"--threads=3", "--cache=32Mi", "--set=max_queue=7", "--set=limits.max_rows=5"} <= set(arguments)
+    flags = [argument for argument in arguments if "=/models" not in argument]
+    done = CliRunner().invoke(cli.app, [*flags, "--plan", "--keys=k", f"--model=lm={model}"])
+    assert done.exit_code == 0, done.output + str(done.exception)  # `groundup serve` knows every flag
 
 
 # ------------------------------------------------------------------------------ Docker
