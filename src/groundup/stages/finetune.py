@@ -46,7 +46,7 @@ def _start(config: Config, base: Artifact) -> Start:
     return Start(
         tokenizer=Tokenizer.load(base.path),
         tokenizer_digest=tokenizer_digest(base),
-        context=hugging_face.read_model(base.path)[1].context,
+        context=getattr(hugging_face.read_model(base.path)[1], "context", 1),  # an image is one place
         network=lambda task: hugging_face.load(
             base.path,
             task.head,
