@@ -256,6 +256,11 @@ def test_a_candidate_that_answers_otherwise_is_rolled_back_while_users_are_serve
     decided = server.samples()["groundup:canary_decisions_total"]
     assert ({"state": "rolled_back", "cause": "agreement"}, 1.0) in decided
 
+    assert server.ask("/v1/admin/canary/other")[0] == 404
+    assert server.ask("/v1/admin/canary/chat?to=done", method="POST")[0] == 400
+    assert server.ask("/v1/admin/canary/chat?to=promoted", method="POST")[0] == 200  # the operator has the last word
+    assert server.complete()[1]["x-groundup-canary"] == "candidate"
+
 
 def test_engines_are_started_anew_without_losing_a_request(server: Server) -> None:
     def engines() -> set[int]:
