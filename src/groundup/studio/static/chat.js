@@ -8,6 +8,7 @@ import { decimal, say, seconds } from "./texts.js";
 import { ofChat, ofCompletion, TokenText } from "./tokens.js";
 
 const ALTERNATIVES = 5;
+const SLACK_PX = 80;
 
 /** What one model is asked and says. */
 class Lane {
@@ -21,18 +22,16 @@ class Lane {
   /** Ask, and show the answer as it comes. Resolves when it has ended, however it did. */
   async ask(text, settings, signal) {
     const messages = this.messages; // those of a conversation that is started over meanwhile are not touched
-    const isAtEnd = () => this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
     const answer = new TokenText();
     const wait = h("p", { class: "wait", t: "thinking" });
     const turn = h("article", { class: "turn theirs" }, h("p", { class: "speaker", textContent: this.model.id }), wait, answer.element);
     const ours = h("p", { class: "speaker unseen", t: this.model.chats ? "you" : "begun" });
     this.log.append(h("article", { class: "turn ours" }, ours, h("p", { class: "said", textContent: text })), turn);
     this.log.setAttribute("aria-busy", "true");
-    this.log.scrollTop = this.log.scrollHeight;
     const told = { started: performance.now(), first: 0, tokens: 0, end: "stop" };
     try {
       for await (const piece of this.pieces(text, settings, signal)) {
-        const wasAtEnd = isAtEnd();
+        const isSeen = this.showsEnd();
         if (piece.text || piece.tokens.length) {
           told.first ||= performance.now();
           told.tokens += Math.max(1, piece.tokens.length);
@@ -41,7 +40,7 @@ class Lane {
         }
         told.end = piece.end ?? told.end;
         told.tokens = piece.usage?.completion_tokens ?? told.tokens;
-        if (wasAtEnd) this.log.scrollTop = this.log.scrollHeight;
+        if (isSeen) this.follow();
       }
     } catch (error) {
       if (error.name === "AbortError") told.end = "cancelled";
@@ -49,12 +48,25 @@ class Lane {
       if (error.name !== "AbortError") told.end = "";
     }
     wait.remove();
-    this.end(turn, told, isAtEnd());
+    const isSeen = this.showsEnd();
+    this.end(turn, told);
+    if (isSeen) this.follow();
     // What was not answered is no part of the conversation.
     if (answer.text) messages.push({ role: "user", content: text }, { role: "assistant", content: answer.text });
   }
 
-  end(turn, told, wasAtEnd) {
+  /** Whether the end of the conversation can be seen; it is followed then, and left alone otherwise. */
+  showsEnd() {
+    const bottom = Math.min(this.log.getBoundingClientRect().bottom, innerHeight);
+    const end = this.log.lastElementChild?.getBoundingClientRect().bottom ?? 0; // started over meanwhile: nothing to see
+    return end < bottom + SLACK_PX;
+  }
+
+  follow() {
+    this.log.lastElementChild?.scrollIntoView({ block: "end" });
+  }
+
+  end(turn, told) {
     this.log.removeAttribute("aria-busy");
     if (!told.end) return;
     const passed = (performance.now() - told.first) / 1000;
@@ -65,7 +77,6 @@ class Lane {
     };
     const end = h("span", { class: `end ${told.end}`, t: `end.${told.end}` });
     turn.append(h("p", { class: "figures" }, end, h("span", { t: ["summary", values] })));
-    if (wasAtEnd) this.log.scrollTop = this.log.scrollHeight;
   }
 
   /** The request that a text makes: path and body. */
@@ -174,7 +185,7 @@ export class Chat {
     this.setBusy(true);
     const asked = this.lanes.map((lane) => lane.ask(given, this.settings, this.running.signal));
     this.show();
-    for (const lane of this.lanes) lane.log.scrollTop = lane.log.scrollHeight;
+    for (const lane of this.lanes) lane.follow();
     await Promise.all(asked);
     this.running = null;
     this.setBusy(false);
