@@ -14,6 +14,7 @@ from groundup.artifact import Artifact, Store, link
 from groundup.checkpoints.imported import bring
 from groundup.data.licences import is_restricted
 from groundup.errors import UserError
+from groundup.places import expand
 from groundup.progress import Reporter
 from groundup.units import show_count
 
@@ -56,11 +57,12 @@ def import_model(
 ) -> Imported:
     """Bring in the model at a path and link it as `runs/imported/NAME`; its own name unless `to` gives one.
 
-    Raises UserError for a name that is no file name, and what `checkpoints.imported.bring` raises.
+    The path may begin with `{package:NAME}`. Raises UserError for a name that is no file name, and what
+    `checkpoints.imported.bring` raises.
     """
     if to is not None and not re.fullmatch(r"[\w][\w.-]*", to):
         raise UserError(f"--to: {to!r} cannot be the name of a link", fix="use letters, digits, dots and dashes")
-    artifact = bring(path, store or Store(), licence=licence, reporter=reporter)
+    artifact = bring(expand(str(path)), store or Store(), licence=licence, reporter=reporter)
     section = artifact.manifest.get("section") or {}
     name = to or re.sub(r"[^\w.-]+", "-", str(section.get("name") or path.resolve().name)).strip("-.") or "model"
     place = Path(os.environ.get("GROUNDUP_RUNS", "runs")) / FOLDER / name

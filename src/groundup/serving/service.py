@@ -6,7 +6,10 @@ or a service artefact, which names the models it was made of by their digests.
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from pydantic import Field
 from groundup.artifact import MANIFEST, Artifact, open_artifact
 from groundup.config import Section, parse
 from groundup.errors import ArtifactError, Mistakes, Problem, UserError
+from groundup.places import expand
 from groundup.serving.api.settings import Settings
 from groundup.serving.canary import Plan
 from groundup.serving.models import Options
@@ -100,7 +104,7 @@ def service(
     """
     found: dict[str, str] = {}
     given: dict[str, Any] = {}
-    for path in paths:
+    for path in map(_brought, paths):
         artifact = _service_at(Path(path))
         if artifact is None:
             _add(found, Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name, path)
@@ -111,7 +115,7 @@ def service(
             _add(found, entry["name"], str(_model_of(artifact, entry)))
     for text in models:
         name, path = named(text, "--model")
-        _add(found, name, path)
+        _add(found, name, _brought(path))
     if not found:
         raise UserError("no model is named", fix="groundup serve runs/RECIPE/STAGE, or --model NAME=PATH")
     loras: dict[str, Adapter] = {}
@@ -132,6 +136,22 @@ def settings(values: Mapping[str, Any]) -> ServiceSettings:
     return parsed
 
 
+def _brought(path: str) -> str:
+    """The path with `{package:NAME}` filled in; of a GGUF file, that of the model it was made into.
+
+    The latter is the work of another process, since the server itself stays without torch. Raises UserError for a
+    file that cannot be imported.
+    """
+    path = expand(path) if "{" in path else path
+    if Path(path).suffix.lower() != ".gguf":
+        return path
+    command = [sys.executable, "-m", "groundup", "import", path, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"the GGUF file cannot be imported: {done.stderr.strip()}", where=path)
+    return str(json.loads(done.stdout)["path"])
+
+
 def _service_at(path: Path) -> Artifact | None:
     """The service artefact at a path, or None for anything else."""
     if path.is_dir() and not (path / MANIFEST).is_file():
@@ -139,8 +159,6 @@ def _service_at(path: Path) -> Artifact | None:
     if not path.exists():
         fix = "give runs/RECIPE/STAGE, a directory of the store, or a Hugging Face directory"
         raise UserError(f"there is nothing at {str(path)!r}", fix=fix)
-    if path.suffix.lower() == ".gguf":
-        return None
     artifact = open_artifact(path)
     return artifact if artifact.kind == KIND else None
 
