@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
                     await self.writable.wait()
                 if not self.is_open and not self.done.done():
                     self._end("the connection was closed")
-                await self.done
+                await asyncio.shield(self.done)  # a timeout would cancel it, and how it ended is still to be said
         except TimeoutError:
             self._end("left" if leave_after_s else f"no end within {patience_s:g} s")
             self.close()

@@ -17,7 +17,6 @@ import contextlib
 import datetime
 import json
 import random
-import re
 import sys
 import tempfile
 import time
@@ -248,7 +247,7 @@ def first_bound_s(tally: Tally, seconds: float) -> float:
 
 def broken(tally: Tally, seconds: float) -> list[str]:
     """Every rule that was broken."""
-    found = [*tally.faults, *unexcused(tally)]
+    found = []
     if len(tally.kills) != len(KILLS) or any(kill.back_s == float("inf") for kill in tally.kills):
         found.append(f"{len(tally.kills)} engines were killed and {len(KILLS)} should have been, and come back")
     p99, bound = float(np.quantile(tally.first_s or [float("inf")], 0.99)), first_bound_s(tally, seconds)
@@ -259,7 +258,7 @@ def broken(tally: Tally, seconds: float) -> list[str]:
     for name, slope in growths(tally).items():
         if slope is not None and slope > MOST_GROWTH:
             found.append(f"the memory of the {name} grew by {slope:.2f} MB a minute")
-    return found
+    return [*found, *unexcused(tally), *tally.faults]
 
 
 # ---------------------------------------------------------------------------------------- the whole
@@ -280,12 +279,10 @@ async def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ended = datetime.datetime.now().astimezone()
     finally:
         code = await asyncio.to_thread(server.stop)
-    found = broken(run.tally, run.seconds)
-    if code != 0:
-        found.append(f"the server ended with code {code}")
+    found = [] if code == 0 else [f"the server ended with code {code}"]
     if "Traceback" in (log := server.log.read_text(errors="replace")):
-        found.append(f"a traceback in the server's log: {re.split('Traceback', log)[1][:500]}")
-    return _described(run, options, capacity, (began, ended), found)
+        found.append(f"a traceback in the server's log: {log.partition('Traceback')[2][:500]}")
+    return _described(run, options, capacity, (began, ended), [*found, *broken(run.tally, run.seconds)])
 
 
 def _described(
