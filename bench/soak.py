@@ -76,6 +76,8 @@ class Tally:
     """When texts were finished, and how many."""
     memory: list[tuple[float, int, int, float, float]] = field(default_factory=list)
     """When, the process ids of front and engine (0: there is none), their MB."""
+    late_s: list[float] = field(default_factory=list)
+    """How late this client itself was woken, which is in every time that it takes."""
     kills: list[Kill] = field(default_factory=list)
 
 
@@ -113,7 +115,7 @@ class Soak:
     async def run(self, rate: float) -> None:
         """Send good requests at this rate, and the others beside them, for the whole time."""
         self.began = time.monotonic()
-        beside = [asyncio.create_task(self._kill()), asyncio.create_task(self._watch())]
+        beside = [asyncio.create_task(one) for one in (self._kill(), self._watch(), self._notice_lateness())]
         weight = sum(kind.weight for kind in KINDS) / sum(kind.weight for kind in KINDS if kind.is_good)
         due = 0.0
         while due < self.seconds:
@@ -197,6 +199,13 @@ class Soak:
                 say(f"{self.now:6.1f} s  {sent:,} requests, {len(self.tally.faults)} faults, {shown}")
             await asyncio.sleep(min(10.0, self.seconds / 60))
 
+    async def _notice_lateness(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 0.1
+            await asyncio.sleep(0.1)
+            self.tally.late_s.append(loop.time() - due)
+
     def _engine(self) -> psutil.Process | None:
         for process in self.server.processes():
             with contextlib.suppress(psutil.Error):
@@ -239,10 +248,14 @@ def unexcused(tally: Tally) -> list[str]:
 
 
 def first_bound_s(tally: Tally, seconds: float) -> float:
-    """How long a full queue takes: what may run and wait, over the texts finished a second while the engine was up."""
+    """How long a full queue takes: what may run and wait, over the texts finished a second while the engine was up.
+
+    Twice this client's own lateness comes on top: when it sends, and when it reads.
+    """
     down = sum(min(kill.back_s, seconds) - kill.at_s for kill in tally.kills)
     rate = sum(count for _, count in tally.texts) / max(1.0, seconds - down)
-    return SLACK * (MAX_RUNNING + MAX_WAITING) / rate if rate else float("inf")
+    late_s = float(np.quantile(tally.late_s or [0.0], 0.99))
+    return SLACK * (MAX_RUNNING + MAX_WAITING) / rate + 2 * late_s if rate else float("inf")
 
 
 def broken(tally: Tally, seconds: float) -> list[str]:
@@ -267,7 +280,9 @@ def broken(tally: Tally, seconds: float) -> list[str]:
 async def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Start, measure the capacity, load, stop; everything as plain data."""
     models = [f"--model={name}={path}" for name, path in soak_models.models().items()]
-    limits = ["--max-sequences", str(MAX_RUNNING), "--max-queue", str(MAX_WAITING), "--cache", "32MiB"]
+    limits = ["--max-sequences", str(MAX_RUNNING), "--max-queue", str(MAX_WAITING), "--cache", "64MiB"]
+    # This one address stands for everybody's.
+    limits += ["--set", "security.connections.per_address=4096"]
     server = await groundup_server([*models, *limits], folder, options.threads)
     try:
         run = Soak(server, options)
@@ -306,6 +321,7 @@ def _described(
         },
         "first_s": {"count": len(tally.first_s)} | quantiles,
         "first_bound_s": first_bound_s(tally, run.seconds),
+        "late_p99_s": float(np.quantile(tally.late_s or [0.0], 0.99)),
         "excused": len(tally.excused),
         "kills": [{"pid": kill.pid, "at_s": kill.at_s, "back_s": kill.back_s} for kill in tally.kills],
         "memory": _by_minute(tally),

@@ -14,9 +14,10 @@ from finetune_rows import documentation
 from harness import CACHE, say
 
 SIZES: dict[str, dict[str, Any]] = {
-    "gpt": {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_ff": 384, "context": 1024},
-    "bert": {"n_layers": 2, "d_model": 64, "n_heads": 4, "d_ff": 128, "context": 128},
+    "gpt": {"n_layers": 6, "d_model": 384, "n_heads": 6, "d_ff": 1024, "context": 1024},
+    "bert": {"n_layers": 4, "d_model": 256, "n_heads": 4, "d_ff": 1024, "context": 128},
 }
+"""Large enough that the engine is what is short of time, as with models that people serve."""
 VOCABULARY = {"bpe": 1024, "wordpiece": 1024}
 TEXTS = 4000
 LABELS = ("os", "math", "text", "net")

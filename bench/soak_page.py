@@ -46,7 +46,8 @@ def _summary(found: dict[str, Any]) -> str:
         f"{found['began']} to {found['ended']}: {found['sent']:,} requests in {found['minutes']:g} minutes, at twice "
         f"the capacity of {found['capacity']:.1f} requests a second, and wrong ones beside them. {verdict} "
         f"{first['count']:,} streams began after {first['p50']:.2f} s at the median and {first['p99']:.2f} s at the "
-        f"99th percentile; a full queue allows {found['first_bound_s']:.2f} s. {found['excused']:,} requests failed "
+        f"99th percentile; a full queue allows {found['first_bound_s']:.2f} s, and the client itself was late by "
+        f"{found['late_p99_s']:.2f} s at its 99th. {found['excused']:,} requests failed "
         f"because the engine was killed.{wrong}"
     )
 

@@ -77,7 +77,7 @@ def _chat(site: Site, draw: random.Random, *, streams: bool = False, **more: Any
     turns = [{"role": "user", "content": draw.choice(site.texts)}]
     if draw.random() < 0.3:
         turns = [{"role": "system", "content": "Be brief."}, *turns, {"role": "assistant", "content": "Well."}, *turns]
-    given = {"model": "chat", "messages": turns, "max_tokens": draw.randint(4, 48), "stream": streams}
+    given = {"model": "chat", "messages": turns, "max_tokens": draw.randint(4, 96), "stream": streams}
     return given | {"temperature": draw.choice([0, 0.7, 1.0])} | more
 
 
@@ -96,13 +96,13 @@ def chat_schema(site: Site, draw: random.Random) -> Ask:
 
 
 def completion(site: Site, draw: random.Random) -> Ask:
-    body = {"model": "chat", "prompt": draw.choice(site.texts), "max_tokens": draw.randint(4, 48)}
+    body = {"model": "chat", "prompt": draw.choice(site.texts), "max_tokens": draw.randint(4, 96)}
     more = {"n": 2, "logprobs": 2, "top_p": 0.9, "seed": draw.randrange(99), "stop": ["\n\n"]}
     return _post(site, "/v1/completions", body | more, generated=2)
 
 
 def completion_stream(site: Site, draw: random.Random) -> Ask:
-    body = {"model": "chat", "prompt": draw.choice(site.texts), "max_tokens": draw.randint(4, 48), "stream": True}
+    body = {"model": "chat", "prompt": draw.choice(site.texts), "max_tokens": draw.randint(4, 96), "stream": True}
     return _post(site, "/v1/completions", body, streams=True, generated=1)
 
 
@@ -272,8 +272,9 @@ class Verdict:
 def judged(kind: Kind, ask: Ask, reply: Reply) -> Verdict:
     """Whether a reply is right for its kind."""
     status = str(reply.status)
-    if reply.why == "left" and ask.leaves and reply.status in (0, 200):
-        return Verdict("left")
+    if reply.why == "left" and ask.leaves:  # perhaps between the head of a refusal and its body
+        fault = f"answered {status}" if reply.status >= 500 and reply.status != 503 else ""
+        return Verdict("left" if reply.status < 500 else status, fault, needs_kill=reply.status == 503)
     if reply.status == 0 or (not reply.is_whole and not ask.leaves):
         return Verdict(status, f"no whole answer: {reply.why}")
     if kind.name == "no HTTP":

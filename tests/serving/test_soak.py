@@ -72,6 +72,8 @@ REFUSED = json.dumps({"error": {"message": "no", "code": "some_code"}}).encode()
         ("chat, streamed", 200, b'data: {"error": {"message": "m", "code": "internal"}}\n\n', {}, "internal"),
         ("left in the stream", 200, b"data: {}\n\n", {"why": "left"}, ""),
         ("left in the stream", 500, REFUSED, {}, "not [200]"),
+        ("left in the stream", 500, b"", {"why": "left"}, "answered 500"),
+        ("left in the stream", 429, b"", {"why": "left"}, ""),
     ],
 )
 def test_what_is_wrong_is_noticed(
