@@ -12,6 +12,7 @@ import { Similarity } from "./similarity.js";
 import { choose, count, language, LANGUAGES, LOCALES, say } from "./texts.js";
 import { card } from "./tokens.js";
 
+const MARGIN_PX = 16;
 const THEMES = ["auto", "light", "dark"];
 const page = { models: [], workspaces: new Map(), figures: null, shown: null };
 
@@ -134,8 +135,18 @@ function show() {
     const isHere = link.getAttribute("href") === (place === "server" ? "#/server" : page.here);
     if (isHere) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
-    if (isHere) link.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (isHere) reveal(link);
   }
+}
+
+/** Scroll the list of models, and nothing else, until a link can be seen. */
+function reveal(link) {
+  const [at, seen] = [link.getBoundingClientRect(), page.nav.getBoundingClientRect()];
+  page.nav.scrollBy(outside(at.left, at.right, seen.left, seen.right), outside(at.top, at.bottom, seen.top, seen.bottom));
+}
+
+function outside(start, end, from, to) {
+  return start < from ? start - from - MARGIN_PX : Math.max(0, end - to + MARGIN_PX);
 }
 
 function decoded(text) {

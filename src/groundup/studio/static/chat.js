@@ -43,13 +43,13 @@ class Lane {
         if (isSeen) this.follow();
       }
     } catch (error) {
-      if (error.name === "AbortError") told.end = "cancelled";
-      else turn.append(alertOf(error));
-      if (error.name !== "AbortError") told.end = "";
+      told.problem = error.name === "AbortError" ? null : error;
+      told.end = "cancelled";
     }
-    wait.remove();
     const isSeen = this.showsEnd();
-    this.end(turn, told);
+    wait.remove();
+    this.log.removeAttribute("aria-busy");
+    turn.append(told.problem ? alertOf(told.problem) : summary(told));
     if (isSeen) this.follow();
     // What was not answered is no part of the conversation.
     if (answer.text) messages.push({ role: "user", content: text }, { role: "assistant", content: answer.text });
@@ -64,19 +64,6 @@ class Lane {
 
   follow() {
     this.log.lastElementChild?.scrollIntoView({ block: "end" });
-  }
-
-  end(turn, told) {
-    this.log.removeAttribute("aria-busy");
-    if (!told.end) return;
-    const passed = (performance.now() - told.first) / 1000;
-    const values = {
-      tokens: told.tokens,
-      speed: () => (told.tokens > 1 && passed > 0 ? decimal((told.tokens - 1) / passed, 1) : "–"),
-      first: () => (told.first ? seconds((told.first - told.started) / 1000) : "–"),
-    };
-    const end = h("span", { class: `end ${told.end}`, t: `end.${told.end}` });
-    turn.append(h("p", { class: "figures" }, end, h("span", { t: ["summary", values] })));
   }
 
   /** The request that a text makes: path and body. */
@@ -103,6 +90,18 @@ class Lane {
     this.messages = [];
     this.log.replaceChildren();
   }
+}
+
+/** How an answer ended, and how fast it came. */
+function summary(told) {
+  const passed = (performance.now() - told.first) / 1000;
+  const values = {
+    tokens: told.tokens,
+    speed: () => (told.tokens > 1 && passed > 0 ? decimal((told.tokens - 1) / passed, 1) : "–"),
+    first: () => (told.first ? seconds((told.first - told.started) / 1000) : "–"),
+  };
+  const end = h("span", { class: `end ${told.end}`, t: `end.${told.end}` });
+  return h("p", { class: "figures" }, end, h("span", { t: ["summary", values] }));
 }
 
 /** The workspace of a model that generates. */

@@ -59,7 +59,8 @@ export class Figures {
       tile("running", decimal(now.sum("num_requests_running"), 0), ["waiting", { count: now.sum("num_requests_waiting") }], this.series((one) => one.sum("num_requests_running"))),
       latency("first", "time_to_first_token_seconds", first, now),
       latency("between", "inter_token_latency_seconds", first, now),
-      tile("cache", percent(now.most("kv_cache_usage_perc")), ["prefixes", { share: () => percent(ratio(now.sum("prefix_cache_hits_total"), now.sum("prefix_cache_queries_total"))) }], this.series((one) => one.most("kv_cache_usage_perc"))),
+      tile("cache", percent(now.most("kv_cache_usage_perc")), ["setBack", { count: now.sum("num_preemptions_total") }], this.series((one) => one.most("kv_cache_usage_perc"))),
+      prefixes(now),
       replies(now),
       engines(now),
     );
@@ -106,6 +107,12 @@ function latency(key, name, first, now) {
   return tile(key, seconds(median), ["median", { most: () => seconds(most) }]);
 }
 
+function prefixes(now) {
+  const [found, asked] = [now.sum("prefix_cache_hits_total"), now.sum("prefix_cache_queries_total")];
+  const values = { found: () => count(found), asked: () => count(asked) };
+  return tile("prefixes", asked ? percent(found / asked) : "–", ["prefixNote", values]);
+}
+
 function replies(now) {
   const ours = (labels) => labels.route.startsWith("/v1");
   const such = (digit) => now.sum("http_requests_total", (labels) => ours(labels) && labels.status.startsWith(digit));
@@ -118,17 +125,12 @@ function engines(now) {
   return tile("memory", `${decimal(now.sum("engine_memory_bytes") / 2 ** 20, 0)} MiB`, ["engines", values]);
 }
 
-function ratio(part, whole) {
-  return whole ? part / whole : 0;
-}
-
 /** A line through the values, over a faint ground. It repeats what stands beside it in words. */
 function line(values) {
   const most = Math.max(...values, 1e-9);
-  const step = WIDTH / Math.max(1, KEPT - 1);
-  const from = WIDTH - step * (values.length - 1);
-  const points = values.map((value, place) => `${(from + place * step).toFixed(1)},${(HEIGHT - 3 - (value / most) * (HEIGHT - 6)).toFixed(1)}`);
-  const ground = `${from.toFixed(1)},${HEIGHT} ${points.join(" ")} ${WIDTH},${HEIGHT}`;
+  const step = WIDTH / Math.max(1, values.length - 1);
+  const points = values.map((value, place) => `${(place * step).toFixed(1)},${(HEIGHT - 3 - (value / most) * (HEIGHT - 6)).toFixed(1)}`);
+  const ground = `0,${HEIGHT} ${points.join(" ")} ${WIDTH},${HEIGHT}`;
   const shapes = values.length > 1 ? [drawn("polygon", { points: ground }), drawn("polyline", { points: points.join(" ") })] : [];
   return drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true", class: "spark" }, ...shapes);
 }

@@ -46,8 +46,8 @@ export const TEXTS = {
     mayNot: "The key you signed in with may not read the server's figures.", mayNotFix: "Use one with the scope metrics or admin.",
     mayNotInfer: "The key you signed in with may not use models.", mayNotInferFix: "Use one with the scope infer.",
     throughput: "Tokens per second", running: "Requests running", waiting: "{count} waiting", first: "Time to first token",
-    between: "Time between tokens", median: "median; 99 of 100 under {most}", lately: "over the last {time} s", cache: "Cache in use",
-    prefixes: "{share} of prompt tokens found in it", replies: "Replies", refused: "{refused} refused, {failed} failed",
+    between: "Time between tokens", median: "median · p99 {most}", lately: "over the last {time} s", cache: "Cache in use",
+    setBack: "{count} requests set back for room", prefixes: "Prompts found in the cache", prefixNote: "{found} of {asked} tokens", replies: "Replies", refused: "{refused} refused, {failed} failed",
     memory: "Memory of the engines", engines: "{ready} of {count} ready, {restarts} restarts", noSample: "nothing yet",
     model: "Model", task: "Task", requests: "Requests", read: "Tokens read", written: "Tokens written", perModel: "By model, since the start",
     unreachable: "The server does not answer.", signedOut: "You are signed out. Load the page again to sign in.",
@@ -96,8 +96,8 @@ export const TEXTS = {
     mayNot: "你登录所用的密钥无权读取服务指标。", mayNotFix: "请换用带有 metrics 或 admin 权限的密钥。",
     mayNotInfer: "你登录所用的密钥无权使用模型。", mayNotInferFix: "请换用带有 infer 权限的密钥。",
     throughput: "每秒词元数", running: "正在处理的请求", waiting: "{count} 个在等待", first: "首个词元时间",
-    between: "词元间隔", median: "中位数；99% 低于 {most}", lately: "最近 {time} 秒", cache: "缓存占用",
-    prefixes: "提示词元命中 {share}", replies: "回复", refused: "拒绝 {refused} 个，失败 {failed} 个",
+    between: "词元间隔", median: "中位数 · p99 {most}", lately: "最近 {time} 秒", cache: "缓存占用",
+    setBack: "{count} 个请求因空间不足而重算", prefixes: "提示缓存命中", prefixNote: "{asked} 个词元中的 {found} 个", replies: "回复", refused: "拒绝 {refused} 个，失败 {failed} 个",
     memory: "引擎内存", engines: "{count} 个引擎中 {ready} 个就绪，重启 {restarts} 次", noSample: "暂无",
     model: "模型", task: "任务", requests: "请求", read: "读入词元", written: "生成词元", perModel: "各模型（自启动以来）",
     unreachable: "服务没有响应。", signedOut: "登录已失效，请重新加载页面并登录。",
@@ -153,7 +153,8 @@ export function seconds(value) {
   return value < 1 ? `${decimal(value * 1000, value < 0.01 ? 1 : 0)} ms` : `${decimal(value, 1)} s`;
 }
 
-export const LOCALES = { en: "en-GB", zh: "zh-CN" };
+/** The languages as HTML and numbers name them. */
+export const LOCALES = { en: "en", zh: "zh-CN" };
 
 /** A value of a text: a function is asked each time, so that numbers follow the language too. */
 function written(value, otherwise) {

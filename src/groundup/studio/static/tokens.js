@@ -131,7 +131,8 @@ function rowsOf(token) {
 
 /** A token so that its spaces and ends of lines are seen. */
 function visible(text) {
-  return text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+  const named = text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  return named.replace(/\p{C}/gu, "·") || "∅";
 }
 
 export const card = new Card();
