@@ -50,9 +50,12 @@ static: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.core .venv-bench/.done .venv-litgpt/.done ## side by side with the rivals, on an idle machine (an hour and more)
+bench: $(VENV)/.core .venv-bench/.done .venv-litgpt/.done .venv-llama/.done ## side by side with the rivals, on an idle machine (some hours)
 	.venv-bench/bin/python bench/pretrain.py --model gpt2-14m --model llama-34m
 	.venv-bench/bin/python bench/finetune.py
+	.venv-bench/bin/python bench/serve.py --job compare --job edge
+	.venv-bench/bin/python bench/serve.py --job threads --model llama-134m
+	.venv-bench/bin/python bench/soak.py
 	$(BIN)/python bench/plan.py
 	$(BIN)/python bench/prepare.py --gigabytes 2
 	$(BIN)/python bench/prepare.py --rival
@@ -94,6 +97,10 @@ $(VENV)/.docs: $(VENV)/.core
 	$(call install_torch,.venv-bench/bin/python)
 	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	@touch $@
+
+.venv-llama/.done: bench/serve_llama.sh
+	@sh bench/serve_llama.sh .venv-llama $(PYTHON) || echo "llama.cpp's server could not be built: it is left out" >&2
+	@mkdir -p .venv-llama && touch $@
 
 .venv-litgpt/.done: constraints.txt bench/requirements-litgpt.txt
 	@test -x .venv-litgpt/bin/python || $(PYTHON) -m venv .venv-litgpt
