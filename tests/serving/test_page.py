@@ -29,13 +29,14 @@ playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'gro
 pytest.importorskip("uvicorn", reason="pip install 'groundup[serve]'")
 expect = playwright.expect
 
+ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TEXT = "the red train 1 went to Hanoi and back"
 TASKS = ("text_classification", "token_tagging", "span_qa", "translation", "embedding", "language_modeling")
 PICTURED = (
-    ("text_classification", "classes", 480),
-    ("token_tagging", "spans", 480),
-    ("span_qa", "answer", 560),
+    ("text_classification", "classes", 640),
+    ("token_tagging", "spans", 640),
+    ("span_qa", "answer", 640),
     ("embedding", "similarity", 700),
 )
 """Tasks whose answers are shown in the documentation: the picture's name and height."""
@@ -479,7 +480,7 @@ def test_pictures_of_the_documentation(
 ) -> None:
     """Writes the pictures; whoever has them written looks at them."""
     shown = {name: Path(path) for name, path in json.loads(os.environ.get("SCREENSHOT_MODELS", "{}")).items()} or models
-    folder = Path(os.environ["SCREENSHOTS"]).resolve()
+    folder = ROOT / os.environ["SCREENSHOTS"]
     served = Served(tmp_path, shown)
     request.addfinalizer(served.end)
     of_task = {"chat" if one["chats"] else one["task"]: one["id"] for one in reversed(served.ask("v1/models")["data"])}
@@ -507,7 +508,8 @@ def test_pictures_of_the_documentation(
         page.get_by_label(re.compile("Longest answer|最长回答")).fill("90")
         page.get_by_label(re.compile("Temperature|温度")).fill(temperature)
         page.locator(".settings details").first.evaluate("one => one.open = innerWidth > 1000")
-        page.locator(".offer").first.click()
+        page.locator(".composer textarea").fill("Explain gravity to a child.")
+        page.keyboard.press("Enter")
         expect(page.locator(".figures")).to_have_count(count, timeout=240_000)
 
     def look_at_a_token(page: Any) -> None:
