@@ -414,6 +414,7 @@ def test_it_is_for_everybody_and_every_screen(open_page: Open, server: Served, w
 
     def look(name: str) -> None:
         found = axe.run(page)
+        assert "color-contrast" in {one["id"] for one in found.response["passes"]}, "the checker has looked"
         wrong.extend(f"{name}: {one['id']}: {one['nodes'][0]['html'][:120]}" for one in found.response["violations"])
         over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         wrong.extend([f"{name}: {over} px too wide"] if over > 0 else [])
