@@ -19,10 +19,16 @@ from groundup.nn import products, token_tables
 from groundup.nn.adapted import AdaptedLinear, adapted_layers
 from groundup.nn.network import Network, create
 from groundup.nn.quantised import QUANTISED, Bits, frozen_product, normal_float_levels
+from groundup.nn.shape import TransformerSection
 
 ADAPTERS = catalog.names("adapters")
-LANGUAGE = {name: next(iter(catalog.load("models", name).HEADS)) for name in catalog.names("models")}
-"""Every model with a head over its vocabulary."""
+FOUND = {name: catalog.load("models", name) for name in catalog.names("models")}
+LANGUAGE = {
+    name: next(iter(model.HEADS))
+    for name, model in FOUND.items()
+    if issubclass(model.Config, TransformerSection) and hasattr(model, "flops_per_token")
+}
+"""Every Transformer of tokens, with its head over the vocabulary."""
 IDS = torch.arange(24).reshape(2, 12) % 61
 
 
