@@ -90,6 +90,8 @@ def scores(report: dict[str, Any]) -> list[str]:
         line = f"beside it, {rival['name']}: {rival['metric']} {rival['score']:.4g}"
         if "runs" in report:
             line += f"; the model is ahead by {rival['lead']['estimate']:.4g}{_interval(rival['lead'])}"
+        if rival.get("win_rate"):
+            line += f", and wins {rival['win_rate']['estimate']:.3g} of single examples{_interval(rival['win_rate'])}"
         lines.append(line)
     return lines
 
