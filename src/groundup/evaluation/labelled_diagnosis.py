@@ -103,7 +103,8 @@ def detection(test: Labelled, run: System) -> dict[str, Any] | None:
 
 def mistakes(test: Labelled, run: System) -> list[dict[str, Any]]:
     """The wrong answers given with most confidence; where there is none, the worst answers."""
-    right, sure, grades = right_of(test, run), confidence_of(test, run), grades_of(test, run)
+    right, grades = right_of(test, run), grades_of(test, run)
+    sure = None if test.kind == "sums" else confidence_of(test, run)
     if right is None and test.kind != "sums":
         pairs = zip(map(plain, run.answers), map(plain, test.truth), strict=True)
         right = np.array([truth in (given, [given]) for given, truth in pairs])

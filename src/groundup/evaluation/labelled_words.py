@@ -53,7 +53,7 @@ NAMES = {
 PLAIN = (
     "matthews", "log_loss", "brier", "calibration_error", "calibration_error_equal_mass", "area_under_risk",
     "pearson", "spearman", "mean_absolute_error", "mean_squared_error", "r_squared", "reciprocal_rank", "ndcg_at_10",
-    "out_of_scope_auroc",
+    "out_of_scope_auroc", "loss", "perplexity", "margin",
 )  # fmt: skip
 """Written with three decimals; scores of 0 to 100 with one; all others are shares, written as per cent."""
 HUNDREDS = ("bleu", "chrf")
