@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Rival:
+class Rival(ABC):
     """A server program with its settings."""
 
     name: str
@@ -147,21 +148,22 @@ class Rival:
     threads: int | None = None
     """Compute threads, where this rival is asked with another number than the rest."""
 
+    @abstractmethod
     def missing(self) -> str | None:
         """Why it cannot be started here; None if it can."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def start(self, model: Model, folder: Path, threads: int) -> Server:
         """The server, ready. Raises BenchError."""
-        raise NotImplementedError
 
     def body(self, model: Model, prompt: Prompt, tokens: int) -> dict[str, Any]:
         """A request for exactly so many tokens, the most likely ones, streamed."""
         given = {"model": model.name, "max_tokens": tokens, "temperature": 0, "stream": True}
         return given | {"stream_options": {"include_usage": True}}
 
+    @abstractmethod
     def version(self) -> str:
-        raise NotImplementedError
+        """Its name and release."""
 
 
 @dataclass(frozen=True)

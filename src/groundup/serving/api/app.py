@@ -102,7 +102,8 @@ def create_app(
     app.include_router(_model_routes(api))
     app.include_router(_openai_routes(api))
     app.include_router(_task_routes(api))
-    app.include_router(_job_routes(files, batches))
+    app.include_router(_file_routes(files, batches))
+    app.include_router(_batch_routes(batches))
     app.include_router(admin_routes(api, drain, restart))
     app.include_router(canary_routes(trials or {}))
     app.include_router(_server_routes(api, app))
@@ -211,7 +212,7 @@ def _task_routes(api: Api) -> APIRouter:
     return router
 
 
-def _job_routes(files: Files, batches: Batches) -> APIRouter:
+def _file_routes(files: Files, batches: Batches) -> APIRouter:
     router = _router("batch jobs")
 
     @router.post("/v1/files", openapi_extra={"requestBody": UPLOAD})
@@ -250,6 +251,12 @@ def _job_routes(files: Files, batches: Batches) -> APIRouter:
             raise ApiError(409, "file_in_use", "a batch job reads the file", fix="cancel the job first")
         files.delete(file)
         return json_response({"id": file.id, "object": "file", "deleted": True})
+
+    return router
+
+
+def _batch_routes(batches: Batches) -> APIRouter:
+    router = _router("batch jobs")
 
     @router.post("/v1/batches")
     async def create_batch(request: Request, body: BatchRequest) -> Response:
