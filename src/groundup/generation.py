@@ -29,13 +29,24 @@ from groundup.text.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to use, with its tokenizer."""
+    """A model ready to use, with its tokenizer if it reads tokens."""
 
     runtime: TorchRuntime
-    tokenizer: Tokenizer
-    beginning: Beginning
-    """The tokens a text begins with."""
+    found: Tokenizer | None
     path: Path
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What cuts texts. Raises UserError for a model that reads something else."""
+        if self.found is None:
+            fix = "use predict, with rows that have the columns it was trained on"
+            raise UserError("the model reads no texts", where=str(self.path), fix=fix)
+        return self.found
+
+    @cached_property
+    def beginning(self) -> Beginning:
+        """The tokens a text begins with."""
+        return beginning(self.path, self.tokenizer)
 
     def generate(
         self,
@@ -117,7 +128,7 @@ class Model:
 
     @cached_property
     def _task(self) -> Any:
-        return labelled.task_of(self.path, self.tokenizer, self.runtime)
+        return labelled.task_of(self.path, self.found, self.runtime)
 
     def fill(self, text: str, *, best: int = 5) -> list[Filled]:
         """For each mask of a text (`[MASK]`), its likeliest tokens with their probabilities.
@@ -139,8 +150,7 @@ def load(path: str | Path, *, device: str = "auto", max_tokens: int | None = Non
     """
     folder = _folder(Path(path))
     runtime = torch_runtime.load(folder, device=device, max_tokens=max_tokens)
-    tokenizer = Tokenizer.load(folder)
-    return Model(runtime, tokenizer, beginning(folder, tokenizer), folder)
+    return Model(runtime, Tokenizer.find(folder), folder)
 
 
 def _folder(path: Path) -> Path:

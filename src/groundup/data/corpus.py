@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -98,6 +98,12 @@ class Corpus:
 
     def _files(self, split: str) -> list[str]:
         return [str(self.artifact.file(file["name"])) for file in self._split(split)["files"]]
+
+
+def size_of(document: Mapping[str, Any]) -> int:
+    """Bytes of a document: of its text in UTF-8, and of the pictures and recordings among its columns."""
+    held = sum(len(value) for value in document.values() if isinstance(value, bytes))
+    return held + len(str(document.get("text", "")).encode())
 
 
 def _one(opened: pq.ParquetFile, index: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -380,8 +381,11 @@ def _table(job: Job, block: Block, cleaned: Cleaned, summary: Summary) -> pa.Rec
 
 def _type(value: Any) -> str:
     known = {type(None): "null", bool: "bool", int: "int", float: "float", str: "string", list: "json", dict: "json"}
-    return known.get(type(value), "string")
+    return known.get(type(value), "bytes" if isinstance(value, bytes) else "string")
 
 
 def _as_json(value: Any) -> str:
+    """A value as JSON; a picture or a recording, which is bytes, in base 64."""
+    if isinstance(value, bytes):
+        return json.dumps(base64.b64encode(value).decode("ascii"))
     return json.dumps(value, ensure_ascii=False, default=str)

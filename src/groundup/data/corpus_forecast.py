@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from groundup.artifact import Artifact
 from groundup.config import Mistake
-from groundup.data.corpus import Corpus
+from groundup.data.corpus import Corpus, size_of
 from groundup.data.corpus_build import Settings, block_bytes, files_of, make_job, processes_for
 from groundup.data.corpus_clean import Cleaned, Job, clean_rows, describe
 from groundup.data.corpus_select import Apart
@@ -197,10 +197,10 @@ def _keep_examples(sampled: _Sampled, job: Job, block: Block, cleaned: Cleaned, 
     for text, row, kept in zip(cleaned.texts, cleaned.rows, cleaned.kept, strict=True):
         if sampled.text_bytes >= limit:
             return
-        sampled.text_bytes += len(text.encode())
-        sampled.texts.append(text)
         place = {"id": len(sampled.examples), "source": f"{block.files[row.file].name}:{row.line}"}
+        sampled.texts.append(text)
         sampled.examples.append({"text": text, **place, **dict(zip(job.kept, kept, strict=True))})
+        sampled.text_bytes += size_of(sampled.examples[-1])
 
 
 def _count(sampled: _Sampled, job: Job) -> None:
@@ -294,7 +294,7 @@ def facts(artifact: Artifact) -> dict[str, Any]:
         if size >= _SAMPLE_TEXTS:
             break
         examples.append(example)
-        size += len(str(example["text"]).encode())
+        size += size_of(example)
     return {
         "documents": {split: corpus.rows(split) for split in corpus.splits},
         "bytes": {split: corpus.bytes(split) for split in corpus.splits},

@@ -7,6 +7,7 @@ bucket gives one file for each split it has documents of.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Plan:
     starts: NDArray[np.int64]
     """Number of each block's first document, with the total at the end."""
     types: dict[str, str]
-    """Kept column → null, bool, int, float, string or json."""
+    """Kept column → null, bool, int, float, string, bytes or json."""
     target: Path
 
     def choices(self) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
@@ -150,6 +151,8 @@ def _typed(column: pa.Array, kind: str) -> tuple[pa.Array, dict[bytes, bytes] | 
     if kind == "json":
         return column, {NESTED: b"1"}
     values = [None if text is None else json.loads(text) for text in column.to_pylist()]
+    if kind == "bytes":
+        return pa.array([value and base64.b64decode(value) for value in values], pa.binary()), None
     types = {"null": pa.string(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
     if kind == "string":
         values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
@@ -158,16 +161,26 @@ def _typed(column: pa.Array, kind: str) -> tuple[pa.Array, dict[bytes, bytes] | 
 
 def _write(path: Path, table: pa.Table) -> dict[str, int]:
     sizes = pc.binary_length(table["text"]).to_numpy()
-    total = int(sizes.sum())
-    rows = max(1, min(4096, round(ROW_GROUP_BYTES * len(sizes) / max(1, total))))
+    total, held = int(sizes.sum()), int(sizes.sum()) + _binary_bytes(table)
+    rows = max(1, min(4096, round(ROW_GROUP_BYTES * len(sizes) / max(1, held))))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd", row_group_size=rows, use_dictionary=_repeating(table))
     return {"documents": len(sizes), "bytes": total, "longest_document_bytes": int(sizes.max())}
 
 
+def _binary_bytes(table: pa.Table) -> int:
+    """Bytes of pictures and recordings."""
+    names = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    return sum(int(pc.sum(pc.binary_length(table[name])).as_py() or 0) for name in names)
+
+
 def _repeating(table: pa.Table) -> list[str]:
     """Columns whose values recur, so that a dictionary pays."""
-    return [name for name in table.schema.names if name not in ("text", "id", "source")]
+    return [
+        field.name
+        for field in table.schema
+        if field.name not in ("text", "id", "source") and not pa.types.is_binary(field.type)
+    ]
 
 
 def collect(target: Path, written: Sequence[dict[str, dict[str, int]]]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Loader:
         self.batch_rows, self.micro_batches, self.pin = batch_rows, micro_batches, pin
         self.order = Order(len(rows), seed)
         self.lengths: Int64s | None = getattr(rows, "lengths", None)
+        self._together: Callable[[Int64s, Int64s], Batch] | None = getattr(rows, "batch", None)
+        """Where examples have one shape, their rows make a batch at once (`data/vectors.py`)."""
         self._ahead = Ahead(self._make, workers, self._next) if workers else None
 
     def micro_batch(self, step: int, micro: int) -> tuple[Batch, Int64s]:
@@ -82,10 +84,13 @@ class Loader:
             chosen = chosen[np.argsort(-self.lengths[chosen], kind="stable")]
         for start in range(0, len(chosen), size):
             indices = chosen[start : start + size]
+            if self._together:
+                yield self._pinned(self._together(indices, np.zeros_like(indices))), indices
+                continue
             rows = [self.rows.row(int(index), 0) for index in indices]
             if self.lengths is None:
                 rows += [blank(rows[-1])] * (size - len(rows))
-            yield self._collate(rows), indices
+            yield self._pinned(self.collate(rows)), indices
 
     def close(self) -> None:
         """Stop the threads. A closed loader still answers, without them."""
@@ -103,15 +108,16 @@ class Loader:
             epochs, indices = self.order.span(step * self.batch_rows, self.batch_rows)
             own = np.argsort(-self.lengths[indices], kind="stable")[start:stop]
             epochs, indices = epochs[own], indices[own]
+        if self._together:
+            return self._pinned(self._together(indices, epochs)), indices
         rows = [self.rows.row(int(index), int(epoch)) for epoch, index in zip(epochs, indices, strict=True)]
-        return self._collate(rows), indices
+        return self._pinned(self.collate(rows)), indices
 
     def _next(self, key: tuple[int, int]) -> tuple[int, int]:
         step, micro = key
         return (step, micro + 1) if micro + 1 < self.micro_batches else (step + 1, 0)
 
-    def _collate(self, rows: Sequence[Row]) -> Batch:
-        batch = self.collate(rows)
+    def _pinned(self, batch: Batch) -> Batch:
         return {key: value.pin_memory() for key, value in batch.items()} if self.pin else batch
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from groundup.data.corpus import Corpus
+from groundup.data.corpus import Corpus, size_of
 from groundup.errors import DataError
 from groundup.forecast import Known
 from groundup.text import vocabulary
@@ -46,13 +46,15 @@ class Documents:
 
     @property
     def tokens(self) -> int:
-        """The length of all `input_ids` together."""
-        return sum(map(len, self._columns.get("input_ids", [])))
+        """The length of all `input_ids` together; of what is no tokens, the number of documents."""
+        return sum(map(len, self._columns["input_ids"])) if "input_ids" in self._columns else self.documents
 
     def column(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """All values of a column end to end, and where each document begins."""
         values = self._columns[name]
         offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
+        if isinstance(values[0], np.ndarray):
+            return np.concatenate(values), offsets
         flat = [item for value in values for item in value]
         is_real = any(isinstance(item, float) for item in flat)
         return np.array(flat, dtype=np.float64 if is_real else np.int64), offsets
@@ -74,11 +76,17 @@ def texts_of(data: Known) -> tuple[list[str], bool]:
 
 
 def rows_of(data: Known, most: int = 4096) -> tuple[list[dict[str, Any]], bool]:
-    """Rows of the split with all their columns, up to `most`, and whether these are all."""
+    """Rows of the split with all their columns, up to `most` and MOST_BYTES, and whether these are all."""
     if data.artifact is None:
         return list(data.facts.get("examples", [])), False
     corpus = Corpus(data.artifact)
-    found = list(itertools.islice(corpus.documents(data.part or "train"), most))
+    found: list[dict[str, Any]] = []
+    size = 0
+    for document in itertools.islice(corpus.documents(data.part or "train"), most):
+        found.append(document)
+        size += size_of(document)
+        if size > MOST_BYTES:
+            break
     return found, len(found) == corpus.rows(data.part or "train")
 
 

@@ -36,6 +36,8 @@ SMALL_BYTES = 4 << 20
 Encode = Callable[[dict[str, Any]], dict[str, Any]]
 Array = NDArray[Any]
 DTYPES = ("uint16", "uint32", "int32", "int64")
+KEPT = ("uint8", "int16", "float32")
+"""Types of arrays (pixels, samples, features) that are stored as they come; plain lists go by their values."""
 REAL = "float64"
 """The type of a column in which a document gave a number that is not whole."""
 
@@ -57,13 +59,13 @@ class Shards:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns; `input_ids` is always one."""
+        """The names of the columns; `input_ids` is one where a document is tokens."""
         return list(self.index["columns"])
 
     @property
     def tokens(self) -> int:
-        """The length of all `input_ids` together."""
-        return int(self.index["columns"]["input_ids"]["length"])
+        """The length of all `input_ids` together; of what is no tokens, the number of documents."""
+        return int(self.index["columns"].get("input_ids", {"length": self.documents})["length"])
 
     @cached_property
     def bytes(self) -> NDArray[np.int64]:
@@ -122,7 +124,7 @@ def open_or_build(
 
     `task_key` is plain data with everything that decides what `encode` returns: the tokenizer's
     digest, the task's name, version and settings. `encode(document)` returns equally named lists of
-    whole numbers, `input_ids` among them, for every document; it must be picklable, as it is sent to
+    numbers, or arrays, for every document; it must be picklable, as it is sent to
     the processes. Raises Interrupted when the user asks to stop (nothing half-written stays), and
     whatever `encode` raises.
     """
@@ -161,7 +163,7 @@ def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document["text"]) + 64
+        size += 64 + sum(len(value) for value in document.values() if isinstance(value, str | bytes))
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -186,15 +188,17 @@ class _EncodeBatch:
         return columns, np.array([len(document["text"].encode("utf-8")) for document in documents], dtype=np.int64)
 
 
-def _as_array(values: Sequence[int] | Sequence[float]) -> Array:
+def _as_array(values: Sequence[int] | Sequence[float] | Array) -> Array:
+    if isinstance(values, np.ndarray) and values.dtype.name in KEPT:
+        return values
     is_real = len(values) > 0 and isinstance(values[0], float)
     return np.asarray(values, dtype=np.float64 if is_real else np.int64)
 
 
 def _check_row(row: dict[str, Any], first: dict[str, Any], document: dict[str, Any]) -> None:
-    if "input_ids" not in row or row.keys() != first.keys():
+    if not row or row.keys() != first.keys():
         what = f"encode gave the columns {sorted(row)}, and {sorted(first)} for another document"
-        fix = "a task's encode returns the same columns for every document, input_ids among them"
+        fix = "a task's encode returns the same columns for every document"
         raise DataError(what, where=str(document.get("source", "")), fix=fix)
 
 
@@ -221,14 +225,20 @@ class _Writer:
 
     @property
     def tokens(self) -> int:
-        """The length of `input_ids` so far."""
-        return self.lengths.get("input_ids", 0)
+        """The length of `input_ids` so far; of what is no tokens, the number of documents."""
+        return self.lengths.get("input_ids", self.documents)
+
+    @property
+    def first(self) -> str:
+        """The column by which it is told whether the others are as long."""
+        return "input_ids" if "input_ids" in self.dtypes else next(iter(self.dtypes))
 
     def add(self, columns: dict[str, tuple[Array, Array]], sizes: Array) -> None:
         """Append the documents of a batch; `sizes` are the bytes of their texts."""
         if not self.dtypes:
             self._begin(columns)
-        shared = columns["input_ids"][1]
+            self.dtypes |= {n: v.dtype.name for n, (v, _) in columns.items() if v.dtype.name in KEPT}
+        shared = columns[self.first][1]
         for name, (values, lengths) in columns.items():
             self._widen(name, values)
             self.files[name].write(values.astype(_little(self.dtypes[name])).tobytes())
@@ -247,7 +257,7 @@ class _Writer:
         self.stack.close()
         columns = {}
         for name in self.dtypes:
-            source = "input_ids" if name in self.aligned else name
+            source = self.first if name in self.aligned else name
             if source != name:
                 self._path(f"{name}.offsets").unlink()
             columns[name] = {"dtype": self.dtypes[name], "length": self.lengths[name], "offsets": source}
@@ -271,7 +281,7 @@ class _Writer:
     def _widen(self, name: str, values: Array) -> None:
         """Rewrite a column in a wider type when the new values need one; rare, and a stream."""
         old = self.dtypes[name]
-        if not len(values) or old == REAL:
+        if not len(values) or old in (REAL, values.dtype.name):
             return
         if values.dtype.kind == "f":
             new = REAL

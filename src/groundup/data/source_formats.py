@@ -6,6 +6,7 @@ JSON is parsed whole, which bounds its size; tagged and aligned files are stream
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -309,14 +310,28 @@ class _Layout:
         return Made(line, found | {name: by_name[name] for name in self.wanted & by_name.keys() - found.keys()})
 
 
+_BYTES = "\0bytes"
+"""The key that stands for bytes where a row is JSON; no name of a column begins with a zero."""
+
+
 def as_lines(rows: Iterable[Made]) -> Iterator[bytes]:
     """Rows in the form in which a block carries them: one JSON list [place, row, reason] a line."""
     for made in rows:
-        yield json.dumps(made, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        yield json.dumps(made, ensure_ascii=False, default=_in_base_64).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def from_lines(data: bytes) -> Iterator[Made]:
     """The rows that `as_lines` wrote."""
     for line in data.split(b"\n"):
         if line:
-            yield Made(*json.loads(line.decode("utf-8", "surrogatepass")))
+            yield Made(*json.loads(line.decode("utf-8", "surrogatepass"), object_hook=_bytes_again))
+
+
+def _in_base_64(value: Any) -> dict[str, str]:
+    if not isinstance(value, bytes):
+        raise TypeError(f"a row cannot hold a {type(value).__name__}")
+    return {_BYTES: base64.b64encode(value).decode("ascii")}
+
+
+def _bytes_again(value: dict[str, Any]) -> Any:
+    return base64.b64decode(value[_BYTES]) if _BYTES in value else value

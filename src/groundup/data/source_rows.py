@@ -62,7 +62,17 @@ def read_rows(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[R
     rows = _read(block, source, [source.path_of(name) for name in names])
     if source.kind == "text" and source.strip is not None:
         rows = _stripped(rows, re.compile(source.strip))
-    return _with_values(rows, source, wanted, names) if source.values or len(names) < len(wanted) else rows
+    if source.values or len(names) < len(wanted):
+        rows = _with_values(rows, source, wanted, names)
+    return rows if source.text_field else _described(rows, wanted, list(source.kept))
+
+
+def _described(rows: Iterator[Row], wanted: Sequence[str], kept: Sequence[str]) -> Iterator[Row]:
+    """Rows without a text of their own, with one made from their kept columns."""
+    places = [(name, wanted.index(name)) for name in kept if name in wanted]
+    for row in rows:
+        text = "" if row.bad else "\n".join(f"{name}: {row.extra[place]}" for name, place in places)
+        yield row._replace(text=text)
 
 
 def _stripped(rows: Iterator[Row], pattern: re.Pattern[str]) -> Iterator[Row]:

@@ -77,7 +77,8 @@ class Source(Section):
     """The column that holds the text, or several that are joined by line ends. In JSONL a dotted path
     (`meta.body`) reaches inside; a list of strings or of messages (`content` or `value`) found there is
     joined by line ends. `squad`, `conll` and `aligned` have a column `text`: the passage, the tokens
-    joined, the lines of the first file."""
+    joined, the lines of the first file. `[]` for rows that hold no text, as those of a table of numbers: their
+    text is then what `keep` names, one `name: value` a line, by which equal rows are told."""
     keep: list[str] | dict[str, str] = Field(default=[])
     """Other columns to carry into the corpus, for example `label`; a mapping renames them, new name first:
     `{pair: sentence2}`. Unless given: the questions and answers of `squad`, the tokens and tags of `conll`,

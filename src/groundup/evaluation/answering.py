@@ -41,7 +41,8 @@ def open_task(section: Named, folder: Path, tokenizer: Any, runtime: Any, *, is_
 
     With `is_own` the task takes back what it wrote beside the weights, such as a chain over its tags.
     """
-    given = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+    path = folder / "tokenizer_config.json"
+    given = json.loads(path.read_text(encoding="utf-8")).get("model_max_length") if tokenizer is not None else None
     task = catalog.load("tasks", section.name).Task(
         section, tokenizer, min(int(given or runtime.context), runtime.context)
     )
@@ -101,9 +102,10 @@ def answers_by_document(
     collate = getattr(task, "ask", task.collate)
     found: dict[int, dict[int, dict[str, Any]]] = {}
     done = 0
-    for indices in batches(rows.lengths, batch_tokens):
-        made: list[Row] = [rows.row(int(index), 0) for index in indices]
-        batch = collate(made, flat=is_flat)
+    together = getattr(rows, "batch", None)
+    for indices in batches(getattr(rows, "costs", rows.lengths), batch_tokens):
+        made: list[Row] = [] if together else [rows.row(int(index), 0) for index in indices]
+        batch = together(indices, np.zeros_like(indices)) if together else collate(made, flat=is_flat)
         for index, answer in zip(indices.tolist(), task.answers(forward(batch), batch), strict=True):
             found.setdefault(int(rows.document_of(index)), {})[index] = answer
         done += len(indices)
@@ -126,7 +128,8 @@ def encode_alone(task: Any, example: Mapping[str, Any]) -> Alone:
     from groundup.data.sample import Documents  # brings pyarrow, which a server's front can do without
 
     rows = task.rows(Documents([example], task.encode), 0, held_out=True)
-    return Alone(example, [rows.row(index, 0) for index in range(len(rows))], rows.lengths.tolist())
+    lengths = getattr(rows, "costs", rows.lengths)
+    return Alone(example, [rows.row(index, 0) for index in range(len(rows))], lengths.tolist())
 
 
 def answer_together(

@@ -1,7 +1,8 @@
 """Losses as a sum and a count, so that how a batch is cut into pieces never changes a gradient.
 
 The caller adds sums and counts over micro-batches and processes and divides once. A label of -100 is
-not trained: it adds nothing to either.
+not trained: it adds nothing to either. Where `share` is given, an example weighs that much in the sum, and one in
+the count: an example that was mixed of two is in two sums.
 
 `linear_cross_entropy` joins the output layer with the loss. It works through the trained positions in
 chunks and computes the gradients of a chunk while its scores are at hand, so the scores of all
@@ -14,6 +15,7 @@ Axes: N positions, M trained positions, C positions of a chunk, V vocabulary, D 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,45 +31,53 @@ CHUNK_ROWS = 256
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, weight_V: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    share: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    weight_V: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy in nats, and the number of trained labels (int64).
 
-    logits: (…, V); labels: (…) with -100 where nothing is trained; weight_V: what each class weighs in
-    the sum, not in the number. Computed in fp32 or above.
+    logits: (…, V); labels and share: (…), labels with -100 where nothing is trained; weight_V: what each class
+    weighs in the sum, not in the number. Computed in fp32 or above.
     """
     flat = labels.reshape(-1)
     scores = logits.reshape(flat.numel(), -1)
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    total = F.cross_entropy(
-        scores, flat, weight=weight_V, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
-    )
-    return total, (flat != IGNORED).sum()
+    options: dict[str, Any] = {"ignore_index": IGNORED, "label_smoothing": label_smoothing, "weight": weight_V}
+    if share is None:
+        return F.cross_entropy(scores, flat, reduction="sum", **options), (flat != IGNORED).sum()
+    return (F.cross_entropy(scores, flat, reduction="none", **options) * share.reshape(-1)).sum(), (flat != IGNORED).sum()
 
 
-def binary_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, share: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of yes-or-no questions in nats, and their number (int64).
 
-    logits, labels: of one shape; labels are 0, 1, or -100 where nothing is trained.
+    logits, labels: of one shape, with which `share` can be multiplied; labels are 0, 1, or -100 where nothing is
+    trained.
     """
     real = labels != IGNORED
     each = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
-    return (each * real).sum(), real.sum()
+    return _total(each * real, share), real.sum()
 
 
-def squared_error(predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def squared_error(predicted: Tensor, wanted: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed squared difference, and the number of trained labels (int64).
 
-    predicted, wanted: of one shape; wanted is NaN where nothing is trained.
+    predicted, wanted, share: of one shape; wanted is NaN where nothing is trained.
     """
     real = wanted.isfinite()
-    return ((predicted - wanted.nan_to_num()).square() * real).sum(), real.sum()
+    return _total((predicted - wanted.nan_to_num()).square() * real, share), real.sum()
 
 
-def hinge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def hinge(logits: Tensor, labels: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed hinge loss, and the number of trained labels (int64).
 
-    logits: (…, K); labels: (…) with -100 where nothing is trained. How far the right class is from leading all
+    logits: (…, K); labels and share: (…), labels with -100 where nothing is trained. How far the right class is from leading all
     others by one: max(0, 1 + max over j ≠ y of s_j - s_y) (Crammer & Singer 2001, eq. 6). With a single score,
     K = 1, labels are 0 and 1 and the loss is max(0, 1 - s) or max(0, 1 + s) (Cortes & Vapnik 1995).
     """
@@ -78,19 +88,23 @@ def hinge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         right_N1 = flat.clamp(min=0)[:, None]
         others_NK = scores_NK.scatter(1, right_N1, -torch.inf)
         each = (1 + others_NK.amax(1) - scores_NK.gather(1, right_N1)[:, 0]).clamp(min=0)
-    return (each * real).sum(), real.sum()
+    return _total(each * real, share), real.sum()
 
 
-def class_squared_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def class_squared_error(logits: Tensor, labels: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed mean squared difference of scores and one-hot labels, and the number of trained labels (int64).
 
-    logits: (…, K); labels: (…) with -100 where nothing is trained. The mean is over the K scores of an example,
+    logits: (…, K); labels and share: (…), labels with -100 where nothing is trained. The mean is over the K scores of an example,
     as in MSELoss; with a single score, K = 1, labels are 0 and 1.
     """
     flat, real, scores_NK = _of_classes(logits, labels)
     wanted = flat.clamp(min=0)
     wanted_NK = wanted[:, None] if scores_NK.shape[1] == 1 else F.one_hot(wanted, scores_NK.shape[1])
-    return ((scores_NK - wanted_NK).square().mean(1) * real).sum(), real.sum()
+    return _total((scores_NK - wanted_NK).square().mean(1) * real, share), real.sum()
+
+
+def _total(each: Tensor, share: Tensor | None) -> Tensor:
+    return (each if share is None else each * share.reshape(-1, *each.shape[1:])).sum()
 
 
 def _of_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +114,7 @@ def _of_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return flat, flat != IGNORED, scores_NK.to(_sum_dtype(scores_NK))
 
 
-FOR_CLASSES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+FOR_CLASSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]] = {
     "cross_entropy": cross_entropy,
     "hinge": hinge,
     "squared_error": class_squared_error,

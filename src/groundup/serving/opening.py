@@ -54,13 +54,13 @@ def open_model(name: str, path: str, options: Options, *, promised_bytes: int = 
 
 
 def _answerer(checked: Checked, facts: Facts, options: Options, runtime: TorchRuntime) -> Answerer:
-    tokenizer = Tokenizer.load(checked.folder)
     if facts.kind == "embed":
+        tokenizer = Tokenizer.load(checked.folder)
         return SentenceEncoder(runtime, tokenizer, Pooling.of(checked.folder), column=facts.columns["text"])
     section = models.task_of(checked, json.loads((checked.folder / "config.json").read_text(encoding="utf-8")))
     assert section is not None, "a model that answers rows has a task"
     return TaskAnswerer(
-        answering.open_task(section, checked.folder, tokenizer, runtime),
+        answering.open_task(section, checked.folder, Tokenizer.find(checked.folder), runtime),
         runtime,
         temperature=answering.temperature_of(checked.folder),
         batch_tokens=options.max_batch_tokens,

@@ -70,7 +70,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.model.verify()
         section = self.section or answering.task_section(self.model.manifest, str(self.model.path))
-        tokenizer = Tokenizer.load(self.model.path)
+        tokenizer = Tokenizer.find(self.model.path)
         self.runtime = torch_runtime.load(self.model, device=self.device)
         own = self.section is None
         self.task = answering.open_task(section, self.model.path, tokenizer, self.runtime, is_own=own)
@@ -78,7 +78,8 @@ class Subject:
     @cached_property
     def key(self) -> dict[str, Any]:
         """What the encoding of rows depends on: the key of their shards."""
-        return dict(self.task.encoding) | {"tokenizer": tokenizer_digest(self.model)}
+        has_tokens = self.task.tokenizer is not None
+        return dict(self.task.encoding) | ({"tokenizer": tokenizer_digest(self.model)} if has_tokens else {})
 
     def answers(self, corpus: Corpus, split: str, count: int, wanted: Wanted, out: Draft) -> Any:
         """Answers, probabilities and confidences of the first `count` examples of a split."""

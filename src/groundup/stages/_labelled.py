@@ -44,8 +44,9 @@ CALIBRATION_TOKENS = 8192
 class Start:
     """Where weights and tokenizer come from."""
 
-    tokenizer: Tokenizer
-    tokenizer_digest: str
+    tokenizer: Tokenizer | None
+    """None where the model reads no tokens."""
+    tokenizer_digest: str | None
     context: int
     """The longest row of the model, in tokens."""
     network: Callable[[Any], Network]
@@ -88,7 +89,7 @@ def run(config: LabelledTrainingSection, inputs: Mapping[str, Input], out: Draft
     corpus, split = Corpus(data.artifact), data.part or "train"
     section = settled(config, corpus.documents(split))
     task, plain = tasks_of(section, start, context_of(config, start))
-    key = task.encoding | {"tokenizer": start.tokenizer_digest}
+    key = task.encoding | ({"tokenizer": start.tokenizer_digest} if start.tokenizer is not None else {})
 
     def encoded(split: str, corpus: Corpus = corpus) -> Shards:
         return open_or_build(out.store, corpus, split, key, task.encode, out.reporter, usable_cores())
@@ -132,10 +133,11 @@ def prepared(config: LabelledTrainingSection, start: Start, task: Any) -> Networ
     network = start.network(task)
     if hasattr(task, "extend"):
         task.extend(network)  # weights that belong to the task, such as a chain over its tags
-    wanted = int(task.tokenizer.vocab_size)
-    has_new_tokens = wanted > start.tokenizer.vocab_size
-    if has_new_tokens:
-        network = token_tables.grow(network, wanted)
+    has_new_tokens = False
+    if start.tokenizer is not None:
+        wanted = int(task.tokenizer.vocab_size)
+        has_new_tokens = wanted > start.tokenizer.vocab_size
+        network = token_tables.grow(network, wanted) if has_new_tokens else network
     if config.adapter is None:
         return network
     adapters = catalog.load("adapters", config.adapter.name)
@@ -146,7 +148,7 @@ def prepared(config: LabelledTrainingSection, start: Start, task: Any) -> Networ
 def describe(assembly: Assembly) -> list[str]:
     """What the log begins with: extent, padding and choices."""
     assert isinstance(assembly, LabelledAssembly), "labelled rows have an assembly of their own"
-    extent = f"{assembly.steps} steps of {assembly.batch_rows} examples, {assembly.lengths.mean():.1f} tokens each"
+    extent = f"{assembly.steps} steps of {assembly.batch_rows} examples{assembly.extent()}"
     return [*describe_choices(assembly, extent), f"padding: {assembly.padding()}"]
 
 
@@ -170,7 +172,8 @@ def _write(
         labels=getattr(task, "labels", ()),
         problem=getattr(task, "problem", None),
     )
-    task.tokenizer.save(out.folder, model_max_length=assembly.row_tokens)
+    if task.tokenizer is not None:
+        task.tokenizer.save(out.folder, model_max_length=assembly.row_tokens)
     if hasattr(task, "save"):
         task.save(out.folder, network)
     if getattr(task, "evaluation", "") == "classes" and assembly.material.held_out is not None:
@@ -183,6 +186,7 @@ def _write(
         parents={key: given.artifact.digest for key, given in inputs.items()},
         head=task.head,
         is_pretrained=start.base is not None,
+        unit=assembly.unit,
     )
     out.path("README.md").write_text(text, encoding="utf-8")
 
@@ -197,7 +201,7 @@ def _calibrate(out: Draft, assembly: Assembly, network: Network) -> None:
     shares: list[list[float]] = []
     truth: list[int] = []
     lengths: Any = rows.lengths  # type: ignore[attr-defined]
-    for indices in answering.batches(lengths, CALIBRATION_TOKENS):
+    for indices in answering.batches(getattr(rows, "costs", lengths), CALIBRATION_TOKENS):
         batch = assembly.collate([rows.row(int(index), 0) for index in indices])
         answers = task.answers(network(batch), batch)
         labels = batch["label"].tolist()
@@ -217,6 +221,8 @@ def _calibrate(out: Draft, assembly: Assembly, network: Network) -> None:
 
 def _generation(task: Any, start: Start) -> dict[str, Any]:
     """generation_config.json of the base, with the ids of the tokenizer that is written beside it."""
+    if task.tokenizer is None:
+        return {}
     ids = {f"{name}_token_id": getattr(task.tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     own = {name: i for name, i in ids.items() if i is not None and name not in start.generation}
     return start.generation | own | dict(getattr(task, "generation", {}))

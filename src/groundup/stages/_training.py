@@ -76,7 +76,8 @@ def note(out: Draft, assembly: Assembly, result: Result) -> dict[str, Any]:
     out.metrics |= {"tokens_s": result.tokens_s, "mfu": result.mfu, "skipped_batches": len(result.troubles)}
     found = result.validation.get("validation_loss")
     measured = f"validation loss {found:.3f}" if found is not None else f"training loss {result.loss:.3f}"
-    out.metrics["headline"] = f"{measured} after {show_count(out.tokens)} tokens"
+    out.metrics["unit"] = assembly.unit
+    out.metrics["headline"] = f"{measured} after {show_count(out.tokens)} {assembly.unit}"
     out.choices |= result.choices.shown() | assembly.task.choices
     exact = not choosing.differences(result.choices)
     out.determinism = machine.level(result.choices.deterministic and exact, result.choices.device)

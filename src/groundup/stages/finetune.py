@@ -43,9 +43,10 @@ def run(config: Config, inputs: dict[str, Input], out: Draft) -> None:
 
 
 def _start(config: Config, base: Artifact) -> Start:
+    tokenizer = Tokenizer.find(base.path)
     return Start(
-        tokenizer=Tokenizer.load(base.path),
-        tokenizer_digest=tokenizer_digest(base),
+        tokenizer=tokenizer,
+        tokenizer_digest=tokenizer_digest(base) if tokenizer is not None else None,
         context=getattr(hugging_face.read_model(base.path)[1], "context", 1),  # an image is one place
         network=lambda task: hugging_face.load(
             base.path,

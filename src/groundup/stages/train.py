@@ -13,6 +13,7 @@ from groundup.artifact import Artifact, Draft, Input
 from groundup.config import FromFolder, Mistake, Named
 from groundup.forecast import Forecast, Known
 from groundup.nn.network import Network, create
+from groundup.nn.shape import filled
 from groundup.stages import _labelled
 from groundup.stages._labelled import Start
 from groundup.stages._training import model_facts
@@ -34,10 +35,10 @@ class Config(LabelledTrainingSection):
     """The rows to learn from: a `prepare` stage. Its train split, unless another is named."""
     more: str | None = None
     """Further rows to mix in: rows that a model labelled (`label`), or old ones that are not to be forgotten."""
-    tokenizer: str
-    """What cuts the text: a `tokenize` stage."""
+    tokenizer: str | None = None
+    """What cuts the text: a `tokenize` stage. Not needed for what is no text."""
     model: Annotated[SerializeAsAny[Named], FromFolder("models")]
-    """The model and its sizes; its vocabulary follows from the tokenizer."""
+    """The model and its sizes; its vocabulary follows from the tokenizer, the size of its input from the data."""
 
     @classmethod
     def usual_rate(cls) -> float:
@@ -47,22 +48,23 @@ class Config(LabelledTrainingSection):
 
 def run(config: Config, inputs: dict[str, Input], out: Draft) -> None:
     """Write a model as a Hugging Face directory, with its tokenizer, card and logs."""
-    _labelled.run(config, inputs, out, _start(config, inputs["tokenizer"].artifact))
+    tokens = inputs["tokenizer"].artifact if "tokenizer" in inputs else None
+    _labelled.run(config, inputs, out, _start(config, tokens))
 
 
-def _start(config: Config, tokens: Artifact) -> Start:
-    tokenizer = Tokenizer.load(tokens.path)
+def _start(config: Config, tokens: Artifact | None) -> Start:
+    tokenizer = Tokenizer.load(tokens.path) if tokens is not None else None
     section: Any = config.model
 
     def network(task: Any) -> Network:
-        known = {"vocab_size": section.vocab_size or task.tokenizer.vocab_size}
-        if getattr(section, "pad_id", 0) is None:
-            known["pad_id"] = task.tokenizer.pad_id
-        sized = section.model_copy(update=known)
+        if tokenizer is not None:
+            known = {"vocab_size": task.tokenizer.vocab_size, "pad_id": task.tokenizer.pad_id}
+        else:
+            known = task.known
         model: Any = catalog.load("models", section.name)
-        return create(model, sized, task.head, outputs=task.outputs, seed=config.seed)
+        return create(model, filled(section, known), task.head, outputs=task.outputs, seed=config.seed)
 
-    return Start(tokenizer, tokens.digest, int(section.context), network)
+    return Start(tokenizer, tokens.digest if tokens is not None else None, int(getattr(section, "context", 1)), network)
 
 
 def check(config: Config, inputs: Mapping[str, Known]) -> list[Mistake]:
@@ -72,18 +74,18 @@ def check(config: Config, inputs: Mapping[str, Known]) -> list[Mistake]:
 
 def forecast(config: Config, inputs: Mapping[str, Known], effort: str) -> Forecast:
     """The forecast of a run, once there are rows and a tokenizer to look at."""
-    tokens = inputs["tokenizer"].artifact
-    if tokens is None:
+    tokens = inputs["tokenizer"].artifact if "tokenizer" in inputs else None
+    if tokens is None and "tokenizer" in inputs:
         return _labelled.forecast(config, inputs, None, None)
     measured = partial(_measured, config, tokens) if effort == "measured" else None
     return _labelled.forecast(config, inputs, _start(config, tokens), measured)
 
 
-def _measured(config: Config, tokens: Artifact, rows: list[dict[str, Any]]) -> Measured:
+def _measured(config: Config, tokens: Artifact | None, rows: list[dict[str, Any]]) -> Measured:
     return measure(planned, config, rows, tokens)
 
 
-def planned(config: Config, rows: list[dict[str, Any]], tokens: Artifact) -> Planned:
+def planned(config: Config, rows: list[dict[str, Any]], tokens: Artifact | None) -> Planned:
     """The run as it would begin, on a few rows; called in a process of its own."""
     return _labelled.planned(config, rows, _start(config, tokens))
 

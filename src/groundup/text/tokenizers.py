@@ -100,6 +100,16 @@ class Tokenizer:
         return cls(engine, specials, stops=[int(stop) for stop in listed], config=config)
 
     @classmethod
+    def find(cls, folder: str | Path) -> Tokenizer | None:
+        """The tokenizer in a model's directory, or None for an artefact without one: its model reads no tokens.
+
+        Raises what `load` raises.
+        """
+        place = Path(folder)
+        is_whole = (place / "manifest.json").is_file()  # nothing can be missing from an artefact
+        return None if is_whole and not (place / "tokenizer.json").is_file() else cls.load(place)
+
+    @classmethod
     def of_roles(cls, engine: library.Tokenizer, roles: Mapping[str, str]) -> Tokenizer:
         """A tokenizer around a trained engine of the library; `roles` as in `pipelines.SPECIALS`."""
         return cls(engine, Specials(**roles))

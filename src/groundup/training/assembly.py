@@ -92,6 +92,11 @@ class Assembly:
         return 3 * float(self.model.flops_per_token(self.section, self.row_tokens)) * self.batch_tokens
 
     @property
+    def unit(self) -> str:
+        """What `batch_tokens` counts."""
+        return "tokens"
+
+    @property
     def batch_tokens(self) -> int:
         """Tokens of a step, after rounding down to whole rows."""
         return self.batch_rows * self.row_tokens

@@ -37,10 +37,12 @@ def write(
     parents: Mapping[str, str],
     head: str,
     is_pretrained: bool = False,
+    unit: str = "tokens",
 ) -> str:
     """The text of README.md: the same for the same training, whenever and however long it ran.
 
-    `is_pretrained` says that training began from the weights of another model, whose digest is among `parents`.
+    `is_pretrained` says that training began from the weights of another model, whose digest is among `parents`;
+    `unit` what the figure `tokens` counts.
     """
     tag, opener = USES.get(head, ("other", "AutoModel"))
     model, task = section["model"], section["task"]
@@ -55,7 +57,7 @@ def write(
             "",
             f"A `{model['name']}` of {show_count(figures['parameters'])} parameters, "
             f"{'tuned from the weights of another model' if is_pretrained else 'trained from random weights'} by",
-            f"groundup with the task `{task['name']}` on {show_count(figures['tokens'])} tokens "
+            f"groundup with the task `{task['name']}` on {show_count(figures['tokens'])} {unit} "
             f"({figures['epochs']:.2f} passes over its data, {figures['steps']} updates).",
             "",
             "## Data and licences",

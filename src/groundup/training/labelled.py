@@ -63,6 +63,8 @@ class LabelledAssembly(Assembly):
         """Whether examples lie end to end. A device whose attention has no such kernels pads."""
         if not self.has_examples:
             return False  # rows of documents are full already
+        if not getattr(self.task, "packs", self.task.tokenizer is not None):
+            return False  # examples of one shape are stacked
         if self.config.packing == "auto":
             return self.choices.device in ("cpu", "cuda")
         return bool(self.config.packing)
@@ -110,8 +112,13 @@ class LabelledAssembly(Assembly):
         return int(np.argmax(self.lengths))
 
     @property
+    def unit(self) -> str:
+        """What `batch_tokens` counts: tokens, or examples where these are none."""
+        return "tokens" if self.task.tokenizer is not None else "examples"
+
+    @property
     def batch_tokens(self) -> int:
-        """Tokens of a step, on average."""
+        """Tokens of a step, on average; of examples that are no tokens, their number."""
         return max(1, round(float(self.lengths.mean()) * self.batch_rows))
 
     @cached_property
@@ -184,16 +191,27 @@ class LabelledAssembly(Assembly):
 
     def row_name(self, index: int) -> str:
         """A row in words: where it is from and how it begins."""
-        begins = super().row_name(index).partition("(")[2].removesuffix(")")
         is_other = isinstance(self.rows, Mixed) and self.rows.is_second(index)
+        if self.task.tokenizer is None:
+            is_named = self.material.name_of is not None and not is_other
+            return self.material.name_of(self.rows.document_of(index)) if is_named else f"row {index}"  # type: ignore
+        begins = super().row_name(index).partition("(")[2].removesuffix(")")
         if self.material.name_of is None or is_other or not self.has_examples:
             return f"row {index} ({begins})"
         return f"{self.material.name_of(self.rows.document_of(index))} ({begins})"  # type: ignore[attr-defined]
+
+    def extent(self) -> str:
+        """How long examples are, in words that follow their number; nothing where they are no tokens."""
+        if self.unit != "tokens":
+            return ""
+        return f", {self.lengths.mean():.1f} tokens each (longest {self.lengths.max()})"
 
     def padding(self) -> str:
         """What share of positions is padding, in words."""
         if not self.has_examples:
             return "none: every row is full"
+        if self.lengths.max() == 1:
+            return "none: all examples have one shape"
         shares = waste(self.lengths, self.batch_rows, self.choices.micro_batches)
         if self.is_flat:
             return f"none: examples lie end to end (random batches would be {shares['random']:.0%} padding)"

@@ -64,7 +64,7 @@ def describe(found: Forecast, assembly: LabelledAssembly, steps: int, rows: int)
     found.facts = {"parameters": whole, "context": assembly.row_tokens, "tokens": tokens}
     found.lines = [
         ("parameters", f"{units.show_count(whole)}, of which {units.show_count(trained)} are trained"),
-        ("examples", f"{rows:,}, {assembly.lengths.mean():.1f} tokens each (longest {assembly.lengths.max()})"),
+        ("examples", f"{rows:,}{assembly.extent()}"),
         ("steps", f"{steps} of {assembly.batch_rows} examples, {epochs:.2f} epochs"),
         ("padding", assembly.padding()),
         ("learning rate", f"{assembly.config.optimizer.lr:g}, {assembly.config.schedule.name}"),
