@@ -80,6 +80,8 @@ def save(
     dtype = str(next(iter(network.parameters())).dtype).removeprefix("torch.")
     if network.head_kind in SCORED and not labels:
         labels = [f"LABEL_{i}" for i in range(network.outputs or 0)]
+    if network.outputs == 1:
+        labels = labels[-1:]  # a single score of two classes is that of the second
     described = model.Config.to_hugging_face(network.config, network.head_kind) | _describe_labels(labels, problem)
     # What the family itself says of an id holds: RoBERTa counts its positions from that of its padding.
     # Readers before transformers 5 look for torch_dtype.
