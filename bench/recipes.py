@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from datetime import date
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from groundup import config
 from groundup.artifact import Artifact, digest_data
+from groundup.data.workers import usable_cores
 from groundup.recipe import Recipe, load
 from groundup.runner import run
 from groundup.units import show_count, show_seconds
@@ -53,10 +53,11 @@ def collect(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, Any]:
         "settings": settings_digest(recipe),
         "date": str(date.today()),
         "seed": recipe.header.seed,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "seconds": {name: round(float(a.manifest["wall_s"]), 1) for name, a in artifacts.items()},
         "digests": {name: a.digest for name, a in artifacts.items()},
         "tokens": {name: a.manifest["tokens"] for name, a in models.items()},
+        "units": {name: a.metrics.get("unit", "tokens") for name, a in models.items()},
         "reports": {name: _scores_only(a.json("report.json")) for name, a in reports.items()},
     }
 
@@ -69,10 +70,11 @@ def _scores_only(report: dict[str, Any]) -> dict[str, Any]:
 def header(kept: dict[str, Any]) -> str:
     """The comment that states a recipe's cost and scores."""
     cost = show_seconds(sum(kept["seconds"].values()))
-    lines = [BEGIN, f"# {kept['date']}, seed {kept['seed']}, {kept['cores']} cores, {cost} in all"]
+    cores = f"{kept['cores']} core{'s' if kept['cores'] > 1 else ''}"
+    lines = [BEGIN, f"# {kept['date']}, seed {kept['seed']}, {cores}, {cost} in all"]
     for name, tokens in kept["tokens"].items():
-        seconds = show_seconds(kept["seconds"][name])
-        lines.append(f"# {name}: {show_count(tokens)} tokens in {seconds}, digest {kept['digests'][name][:16]}")
+        seconds, unit = show_seconds(kept["seconds"][name]), kept.get("units", {}).get(name, "tokens")
+        lines.append(f"# {name}: {show_count(tokens)} {unit} in {seconds}, digest {kept['digests'][name][:16]}")
     for name, report in kept["reports"].items():
         lines += [f"# {name}: {line}" for line in scores(report)]
     return "\n".join([*lines, END]) + "\n"
