@@ -74,10 +74,13 @@ def files_of(settings: Settings) -> list[SourceFile]:
 def near_threshold(clean: Clean, split: Split, sources: list[Source]) -> float | None:
     """From which similarity texts are near-duplicates; None if neither cleaning nor splitting asks.
 
-    The check for leaks looks for near-copies even where they are allowed within a split.
+    The check for leaks looks for near-copies even where they are allowed within a split. Rows without a text
+    (tables, pictures, sounds) are compared exactly unless cleaning asks: the names of columns alone make them alike.
     """
     if clean.near_duplicates is not None:
         return clean.near_duplicates
+    if not any(source.text_field for source in sources):
+        return None
     divided = split.validation + split.test > 0 or len({source.split for source in sources}) > 1
     return 0.8 if divided else None
 

@@ -214,8 +214,7 @@ def _ranges(file: SourceFile, source: Source, block_bytes: int) -> Iterator[Bloc
         head = stream.read(PROBE_BYTES)
     encoding = source.encoding if source.encoding != "auto" else detect(head) or "utf-8"
     wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
-    names, skip = _header(file, source, head, encoding)
-    lead = head[:skip].count(b"\n") if not wide else (1 if skip else 0)
+    names, skip, lead = _header(file, source, head, encoding)
     quoted = has_quotes(file, source)
     base = Block(0, file.source, (file,), encoding="utf-8" if wide else encoding, recoded=wide, header=names)
     if file.packing or wide or quoted:
@@ -247,17 +246,19 @@ def table_fields(lines: Iterable[str], file: SourceFile, source: Source) -> Iter
     return csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_MINIMAL if has_quotes(file, source) else csv.QUOTE_NONE)
 
 
-def _header(file: SourceFile, source: Source, head: bytes, encoding: str) -> tuple[tuple[str, ...], int]:
-    """Column names of a CSV or TSV file and the bytes to skip; of a recoded file, bytes of UTF-8."""
+def _header(file: SourceFile, source: Source, head: bytes, encoding: str) -> tuple[tuple[str, ...], int, int]:
+    """Column names of a CSV or TSV file, and the bytes and lines to skip; of a recoded file, bytes of UTF-8."""
     if file.kind not in ("csv", "tsv"):
-        return (), len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
-    if source.columns is not None:
-        return tuple(source.columns), len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
+        return (), len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0, 0
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
-    line, mark, _ = text.partition("\n")
-    names = next(table_fields(io.StringIO(line.rstrip("\r")), file, source), [])
-    raw = (line + mark).encode("utf-8" if encoding.startswith(("utf-16", "utf-32")) else encoding, "replace")
-    return tuple(name.strip() for name in names), len(raw)
+    lines = io.StringIO(text, newline="\n")
+    before = "".join(lines.readline() for _ in range(source.skip_lines))
+    names = source.columns
+    if names is None:
+        line = lines.readline()
+        names, before = next(table_fields(io.StringIO(line.rstrip("\r\n")), file, source), []), before + line
+    raw = before.encode("utf-8" if encoding.startswith(("utf-16", "utf-32")) else encoding, "replace")
+    return tuple(name.strip() for name in names), len(raw), before.count("\n")
 
 
 def _jump(file: SourceFile, start: int, paragraphs: bool, block_bytes: int) -> Iterator[_Piece]:

@@ -214,6 +214,11 @@ def _aligned(files: Sequence[SourceFile], source: Source, texts: list[Lines]) ->
         values = [found[1].strip() for found in together if found is not None]
         if not any(values):
             continue
+        if source.separator is not None:
+            values = [field for value in values for field in _divided(value, source.separator)]
+        if len(values) != len(names):
+            yield Made(line, None, f"wrong number of fields ({len(values)} where `columns` has {len(names)})")
+            continue
         empty = [name for name, value in zip(names, values, strict=True) if not value]
         if empty:
             yield Made(line, None, f"the line of {empty[0]!r} is empty")
@@ -225,6 +230,11 @@ def _aligned(files: Sequence[SourceFile], source: Source, texts: list[Lines]) ->
     if len(set(counts)) > 1:
         lengths = ", ".join(f"{file.name} {count}" for file, count in zip(files, counts, strict=True))
         raise DataError(f"files of `kind: aligned` differ in length: {lengths} lines", fix="they must be line by line")
+
+
+def _divided(line: str, separator: str) -> list[str]:
+    """The fields of a line; a blank as separator stands for any white space."""
+    return [field.strip() for field in line.split(separator if separator.strip() else None)]
 
 
 def _sentences(file: SourceFile, source: Source, lines: Lines) -> Iterator[Made]:

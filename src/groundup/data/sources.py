@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self, cast, get_args
+from typing import IO, Annotated, Any, Literal, Self, cast, get_args
 
 import zstandard
 from pydantic import Field, field_validator, model_validator
@@ -94,11 +94,14 @@ class Source(Section):
     columns: list[str] | None = None
     """Names of the columns of a CSV or TSV file without a header line, of JSON rows that are lists, of the
     columns of CoNLL, or of the files of `aligned`, in their order."""
+    skip_lines: Annotated[int, Field(ge=0)] = 0
+    """Lines at the head of a CSV or TSV file that are neither rows nor their header, such as a title."""
     rows: str | list[str] = ""
     """In `json`, the key (a dotted path) under which the list of rows stands, or several keys; by default
     the file itself is the list."""
     separator: str | None = None
-    """What divides the columns of a CSV, TSV or CoNLL file, if not a comma, a tab, or any white space."""
+    """What divides the columns of a CSV, TSV or CoNLL file, if not a comma, a tab, or any white space. In `aligned`,
+    what divides the lines of each file into columns, where they hold several."""
     strip: str | None = None
     """In `conll`, a regular expression whose matches are removed from every token: `^en:`, `[0-9]$`; in `text`,
     one whose matches are removed from every document: `/[a-z]+` where words carry tags."""
@@ -156,11 +159,16 @@ class Source(Section):
         for key, kinds in (
             ("rows", ("json",)),
             ("strip", ("conll", "text")),
-            ("separator", ("auto", "csv", "tsv", "conll")),
+            ("separator", ("auto", "csv", "tsv", "conll", "aligned")),
+            ("skip_lines", ("auto", "csv", "tsv")),
         ):
             if getattr(self, key) and self.kind not in kinds:
                 raise ValueError(f"`{key}` belongs to kind {' or '.join(kinds)}, not to {self.kind}")
-        if self.kind == "aligned" and len(self.columns or ()) != len(self.paths):
+        if (
+            self.kind == "aligned"
+            and len(self.columns or ()) != len(self.paths)
+            and not (self.separator and self.columns)
+        ):
             raise ValueError("`kind: aligned` needs `columns`: one name for each of `paths`, such as [en, de]")
         quoted = self.quotes or (self.quotes is None and self.kind in ("auto", "csv"))
         if len(self.separator or "") > 1 and quoted and self.kind != "conll":
