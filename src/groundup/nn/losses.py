@@ -49,16 +49,14 @@ def cross_entropy(
     options: dict[str, Any] = {"ignore_index": IGNORED, "label_smoothing": label_smoothing, "weight": weight_V}
     if share is None:
         return F.cross_entropy(scores, flat, reduction="sum", **options), (flat != IGNORED).sum()
-    return (F.cross_entropy(scores, flat, reduction="none", **options) * share.reshape(-1)).sum(), (flat != IGNORED).sum()
+    each = F.cross_entropy(scores, flat, reduction="none", **options)
+    return _total(each, share), (flat != IGNORED).sum()
 
 
-def binary_cross_entropy(
-    logits: Tensor, labels: Tensor, share: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def binary_cross_entropy(logits: Tensor, labels: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of yes-or-no questions in nats, and their number (int64).
 
-    logits, labels: of one shape, with which `share` can be multiplied; labels are 0, 1, or -100 where nothing is
-    trained.
+    logits, labels: (N,…), labels 0, 1, or -100 where nothing is trained; share: (N,).
     """
     real = labels != IGNORED
     each = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
@@ -68,7 +66,7 @@ def binary_cross_entropy(
 def squared_error(predicted: Tensor, wanted: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed squared difference, and the number of trained labels (int64).
 
-    predicted, wanted, share: of one shape; wanted is NaN where nothing is trained.
+    predicted, wanted: (N,…), wanted NaN where nothing is trained; share: (N,).
     """
     real = wanted.isfinite()
     return _total((predicted - wanted.nan_to_num()).square() * real, share), real.sum()
@@ -77,9 +75,9 @@ def squared_error(predicted: Tensor, wanted: Tensor, share: Tensor | None = None
 def hinge(logits: Tensor, labels: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed hinge loss, and the number of trained labels (int64).
 
-    logits: (…, K); labels and share: (…), labels with -100 where nothing is trained. How far the right class is from leading all
-    others by one: max(0, 1 + max over j ≠ y of s_j - s_y) (Crammer & Singer 2001, eq. 6). With a single score,
-    K = 1, labels are 0 and 1 and the loss is max(0, 1 - s) or max(0, 1 + s) (Cortes & Vapnik 1995).
+    logits: (…, K); labels and share: (…), labels with -100 where nothing is trained. How far the right class is
+    from leading all others by one: max(0, 1 + max over j ≠ y of s_j - s_y) (Crammer & Singer 2001, eq. 6). With a
+    single score, K = 1, labels are 0 and 1 and the loss is max(0, 1 - s) or max(0, 1 + s) (Cortes & Vapnik 1995).
     """
     flat, real, scores_NK = _of_classes(logits, labels)
     if scores_NK.shape[1] == 1:
@@ -94,8 +92,8 @@ def hinge(logits: Tensor, labels: Tensor, share: Tensor | None = None) -> tuple[
 def class_squared_error(logits: Tensor, labels: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed mean squared difference of scores and one-hot labels, and the number of trained labels (int64).
 
-    logits: (…, K); labels and share: (…), labels with -100 where nothing is trained. The mean is over the K scores of an example,
-    as in MSELoss; with a single score, K = 1, labels are 0 and 1.
+    logits: (…, K); labels and share: (…), labels with -100 where nothing is trained. The mean is over the K scores
+    of an example, as in MSELoss; with a single score, K = 1, labels are 0 and 1.
     """
     flat, real, scores_NK = _of_classes(logits, labels)
     wanted = flat.clamp(min=0)
@@ -104,7 +102,8 @@ def class_squared_error(logits: Tensor, labels: Tensor, share: Tensor | None = N
 
 
 def _total(each: Tensor, share: Tensor | None) -> Tensor:
-    return (each if share is None else each * share.reshape(-1, *each.shape[1:])).sum()
+    """The sum over examples, the first axis, of which each weighs its share."""
+    return (each if share is None else each * share.reshape(-1, *[1] * (each.dim() - 1))).sum()
 
 
 def _of_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One of several classes as what an example is trained for: what the tasks of tables, images and sounds share.
+"""One of several classes as what an example is trained for: what the tasks of classes share, whatever they look at.
 
 Scores become an answer by the largest of them. Where the loss is cross-entropy, their softmax is the model's belief.
 The hinge loss and the squared error make scores that are no logarithms of anything; their softmax keeps the order,
@@ -79,8 +79,12 @@ def name_of(config: ClassSection, example: Mapping[str, Any]) -> str | None:
 def count(config: ClassSection, counts: dict[str, int], example: Mapping[str, Any]) -> None:
     """Add an example's label to how often each occurs. Raises DataError for an implausible number of classes."""
     name = name_of(config, example)
-    if name is None:
-        return
+    if name is not None:
+        add(config, counts, name)
+
+
+def add(config: ClassSection, counts: dict[str, int], name: str) -> None:
+    """Add a label to how often each occurs. Raises DataError for an implausible number of classes."""
     counts[name] = counts.get(name, 0) + 1
     if len(counts) > MOST_LABELS:
         what = f"more than {MOST_LABELS} different labels in the column {config.label!r}"
@@ -92,15 +96,7 @@ def settled(config: C, counts: Mapping[str, int]) -> C:
 
     Raises DataError for rows without labels, names in `labels` that never occur, and a single class.
     """
-    labels = config.labels or tuple(sorted(counts, key=_natural))
-    absent = [name for name in labels if not counts.get(name)]
-    if config.labels is not None and absent:
-        what = f"labels that never occur in the training rows: {', '.join(map(repr, absent[:5]))}"
-        raise DataError(what, fix=f"take them out of task.labels; found: {', '.join(sorted(counts)[:20])}")
-    unnamed = [name for name in counts if name not in labels]
-    if unnamed:
-        what = f"training rows have the label {unnamed[0]!r}, which task.labels does not name"
-        raise DataError(what, fix=nearest(unnamed[0], labels))
+    labels = named(config, counts)
     if len(labels) < 2:
         found = f"only the label {labels[0]!r}" if labels else "no label at all"
         what = f"{found} in the column {config.label!r} of the training rows: there is nothing to tell apart"
@@ -115,6 +111,20 @@ def settled(config: C, counts: Mapping[str, int]) -> C:
         total = sum(counts.values())
         weights = tuple(total / (len(labels) * counts[name]) for name in labels)
     return config.model_copy(update={"labels": labels, "class_weights": weights})
+
+
+def named(config: ClassSection, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The names of the classes in their order. Raises DataError for names in `labels` that never occur, and others."""
+    labels = config.labels or tuple(sorted(counts, key=_natural))
+    absent = [name for name in labels if not counts.get(name)]
+    if config.labels is not None and absent:
+        what = f"labels that never occur in the training rows: {', '.join(map(repr, absent[:5]))}"
+        raise DataError(what, fix=f"take them out of task.labels; found: {', '.join(sorted(counts)[:20])}")
+    unnamed = [name for name in counts if name not in labels]
+    if unnamed:
+        what = f"training rows have the label {unnamed[0]!r}, which task.labels does not name"
+        raise DataError(what, fix=nearest(unnamed[0], labels))
+    return labels
 
 
 def _natural(name: str) -> tuple[int, float, str]:
@@ -140,8 +150,10 @@ class Classes:
         Raises DataError, naming the row, for a label that is unknown.
         """
         name = name_of(self.config, example) if self.config.label in example else None
-        if name is None:
-            return IGNORED
+        return IGNORED if name is None else self.number_of(name, example)
+
+    def number_of(self, name: str, example: Mapping[str, Any]) -> int:
+        """The number of a class. Raises DataError, naming the row that has it as its label, for an unknown one."""
         if name not in self._ids:
             what = f"the label {name!r} is not among those of the training rows"
             raise DataError(what, where=str(example.get("source", "")), fix=nearest(name, self.labels))
@@ -155,21 +167,24 @@ class Classes:
             raise DataError("a row without a label", where=where, fix="label it, or leave it out")
         return name
 
-    def loss(self, logits_EK: Tensor, label_E: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over labelled examples, and their number; labels are -100 where there is none."""
+    def loss(self, logits_EK: Tensor, label_E: Tensor, share_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The loss summed over labelled examples, and their number; labels are -100 where there is none.
+
+        Of an example that has a share, so much is summed: it is mixed of two, each with its label.
+        """
         import torch
 
         from groundup.nn import losses
 
         name = self.config.loss or "cross_entropy"
         if name != "cross_entropy":
-            return losses.FOR_CLASSES[name](logits_EK, label_E)
+            return losses.FOR_CLASSES[name](logits_EK, label_E, share_E)
         if self.outputs == 1:
-            return losses.binary_cross_entropy(logits_EK[:, 0], label_E)
+            return losses.binary_cross_entropy(logits_EK[:, 0], label_E, share_E)
         given = self.config.class_weights
         weights = None if given is None else torch.tensor(given, device=logits_EK.device)
         smoothing = self.config.label_smoothing
-        return losses.cross_entropy(logits_EK, label_E, label_smoothing=smoothing, weight_V=weights)
+        return losses.cross_entropy(logits_EK, label_E, share_E, label_smoothing=smoothing, weight_V=weights)
 
     def counts(self, label_E: Tensor) -> dict[str, int]:
         """The number of trained labels, from a batch alone."""
