@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ HELD_BACK = 10
 _WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 _LETTER = re.compile(r"[^\W\d_]")
 _SAMPLE = 500
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def classifiers(
         def quality(models: list[Any]) -> float:
             return _quality(_decide(models, matrices[1], several), validation.truth, labels, several)
 
-        strength, models = _best(STRENGTHS[name], fit, quality, clock)
+        strength, models = best_setting(STRENGTHS[name], fit, quality, clock)
         scores = _decide(models, matrices[2], several)
         found.append(_system(name, features, strength, scores, labels, several, len(train)))
     return found
@@ -164,7 +165,7 @@ def regressors(
             return 0.0
         return -float(np.mean((model.predict(matrices[1]) + middle - np.asarray(validation.truth)) ** 2))
 
-    penalty, model = _best(PENALTIES, fit, quality, time.monotonic() + seconds)
+    penalty, model = best_setting(PENALTIES, fit, quality, time.monotonic() + seconds)
     answers = (model.predict(matrices[2]) + middle).tolist()
     meaning = f"{features} weighted by TF-IDF, then ridge regression; penalty {penalty:g} chosen on validation rows"
     ridge = System("TF-IDF + ridge", answers, meaning=meaning, trained_rows=len(train), details={"penalty": penalty})
@@ -198,11 +199,14 @@ def _flat(text: Input) -> str:
     return text if isinstance(text, str) else "\n".join(text)
 
 
-def _best(
-    settings: Sequence[float], fit: Callable[[float], Any], quality: Callable[[Any], float], until: float
-) -> tuple[float, Any]:
-    """The setting with the best validation score, and what was fitted with it."""
-    best: tuple[float, float, Any] | None = None
+def best_setting(
+    settings: Sequence[S], fit: Callable[[S], Any], quality: Callable[[Any], float], until: float
+) -> tuple[S, Any]:
+    """The setting with the best validation score, and what was fitted with it; the first of equally good ones.
+
+    No other is tried when the time `until` (`time.monotonic`) would be over before it is fitted. Raises Interrupted.
+    """
+    best: tuple[float, S, Any] | None = None
     for setting in settings:
         if interrupt_requested():
             raise Interrupted("stopped while fitting a classical rival", fix="run again: evaluation starts afresh")

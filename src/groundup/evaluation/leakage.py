@@ -57,15 +57,16 @@ class Leakage:
         }
 
 
-def find(train: Sequence[str], test: Sequence[str], *, threshold: float = 0.8) -> Leakage:
+def find(train: Sequence[str], test: Sequence[str], *, threshold: float = 0.8, only_exact: bool = False) -> Leakage:
     """The test texts that stand among the training texts, exactly or by similarity of their runs of characters.
 
-    Texts too short for a similarity to mean anything are compared exactly only.
+    Texts too short for a similarity to mean anything are compared exactly only, and so are all with `only_exact`:
+    where a text only stands for columns or a picture, likeness of its characters means nothing.
     """
     known = {exact_hash(_plain(text)) for text in train}
     exact = [row for row, text in enumerate(test) if exact_hash(_plain(text)) in known]
     skip = set(exact)
-    rest = [row for row in range(len(test)) if row not in skip]
+    rest = [] if only_exact else [row for row in range(len(test)) if row not in skip]
     near = _near(train, [test[row] for row in rest], threshold) if rest and len(train) else []
     return Leakage(len(train), len(test), threshold, exact, [(rest[row], other, alike) for row, other, alike in near])
 
