@@ -1,0 +1,64 @@
+"""What a run decides by measuring: once for all seeds of a stage, and never for what is too short to matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from groundup.training import arithmetic as arithmetics
+from groundup.training import choices as choosing
+from groundup.training.choices import Choices, Extent
+from groundup.training.objective import Batch, Objective, Parts
+from groundup.training.settings import TrainingSection
+
+CHOICES = Choices(device="cpu", device_words="cpu", threads=1, deterministic=True)
+LONG = Extent(steps=10_000, batch_rows=4, flops_per_step=1e12)
+SHORT = Extent(steps=1, batch_rows=4, flops_per_step=1.0)
+
+
+class Line(nn.Module):
+    """One product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        out: Tensor = self.layer(batch["features"])
+        return out
+
+
+def loss(outputs: Tensor, batch: Batch) -> Parts:
+    return {"loss": ((outputs**2).sum(), torch.tensor(len(outputs)))}
+
+
+OBJECTIVE = Objective(loss, loss, lambda batch: {"loss": len(batch["features"])})
+
+
+def settled(width: int, extent: Extent = LONG) -> Choices:
+    batch = {"features": torch.ones(1, width)}
+    return choosing.settle(CHOICES, TrainingSection(compile=False), extent, Line(width), OBJECTIVE, batch)
+
+
+def test_a_second_seed_computes_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two precisions are nearly equally fast, and each measurement turns out differently."""
+    seconds = iter([1.2, 1.0, 1.0, 1.0, 1.0, 1.2, 1.0, 1.0])  # fp32 and bf16 in turn; then what a step takes
+
+    def tried(*given: Any) -> float:
+        return next(seconds)
+
+    monkeypatch.setattr(arithmetics, "bf16_gain", lambda device: 2.0)
+    monkeypatch.setattr(choosing, "try_step", tried)
+    monkeypatch.setattr(choosing, "_gains", {})
+    assert settled(8).precision == settled(8).precision == "bf16"
+    assert settled(9).precision == "fp32", "another network is measured for itself"
+
+
+def test_a_short_run_is_not_measured_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "try_step", lambda *given: pytest.fail("nothing is measured"))
+    found = settled(8, SHORT)
+    assert (found.precision, found.matmul, found.compile) == ("fp32", "torch", False)
+    assert "too short" in found.reasons["precision"]
