@@ -30,6 +30,7 @@ NAME = re.compile(r"^[\w][\w-]*$")
 SEED = "@"
 """Between the name of a stage and the seed of one of its further trainings."""
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_FOLDER = "recipe.folder"
 Key = tuple[str | int, ...]
 
 
@@ -45,7 +46,8 @@ class Header(Section):
     tune: Search | None = None
     """Which keys of a stage `groundup tune` searches for better values of, and how."""
     vars: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Values used elsewhere as `${vars.NAME}`; override one with `--set vars.NAME=…`."""
+    """Values used elsewhere as `${vars.NAME}`; override one with `--set vars.NAME=…`. `${recipe.folder}` is the folder
+    that the recipe itself lies in, for files that come with it."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ def _in_order(source: Yaml, stages: dict[str, Stage], problems: list[Problem]) -
 
 def _with_variables(source: Yaml, problems: list[Problem]) -> dict[str, Any]:
     variables = source.data.get("vars") or {}
+    folder = source.path.parent.as_posix()
 
     def expand(value: Any, path: Key) -> Any:
         if isinstance(value, Mapping):
@@ -295,6 +298,7 @@ def _with_variables(source: Yaml, problems: list[Problem]) -> dict[str, Any]:
         return _expand(value, path) if isinstance(value, str) else value
 
     def _expand(text: str, path: Key) -> Any:
+        text = _VARIABLE.sub(lambda match: folder if match[1].strip() == _FOLDER else match[0], text)
         names = [name.strip().removeprefix("vars.") for name in _VARIABLE.findall(text)]
         unknown = [name for name in names if not isinstance(variables, Mapping) or name not in variables]
         for name in unknown:
