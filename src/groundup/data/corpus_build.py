@@ -25,8 +25,9 @@ from groundup.data.corpus_clean import RECORD, Clean, Job, clean_block, excerpt
 from groundup.data.corpus_ledger import Ledger
 from groundup.data.corpus_write import Origin, Plan
 from groundup.data.source_blocks import Block, cut
+from groundup.data.source_media import check_labels
 from groundup.data.source_rows import read_rows
-from groundup.data.sources import Source, SourceFile, find_files
+from groundup.data.sources import DIGESTED, Source, SourceFile, find_files
 from groundup.data.splits import Split
 from groundup.data.workers import ordered_map, usable_cores
 from groundup.errors import Interrupted
@@ -79,7 +80,7 @@ def near_threshold(clean: Clean, split: Split, sources: list[Source]) -> float |
     """
     if clean.near_duplicates is not None:
         return clean.near_duplicates
-    if not any(source.text_field for source in sources):
+    if not any(source.text_field and source.kind not in DIGESTED for source in sources):
         return None
     divided = split.validation + split.test > 0 or len({source.split for source in sources}) > 1
     return 0.8 if divided else None
@@ -104,6 +105,7 @@ def build(settings: Settings, out: Draft) -> None:
     stop; cleaned blocks stay in the draft's state and are not cleaned again.
     """
     files = files_of(settings)
+    check_labels(settings.sources, files)
     total = sum(file.expected_bytes() for file in files)
     processes = processes_for(settings, total)
     out.choices["processes"] = processes

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from numpy.typing import NDArray
 
 from groundup.artifact import Artifact
 from groundup.config import Mistake
+from groundup.data import source_media
 from groundup.data.corpus import Corpus, size_of
 from groundup.data.corpus_build import Settings, block_bytes, files_of, make_job, processes_for
 from groundup.data.corpus_clean import Cleaned, Job, clean_rows, describe
 from groundup.data.corpus_select import Apart
 from groundup.data.encodings import is_binary
 from groundup.data.source_blocks import Block, cut, is_document
+from groundup.data.source_media import READERS
 from groundup.data.source_rows import read_rows
-from groundup.data.sources import Source, SourceFile, find_files
+from groundup.data.sources import DIGESTED, TOGETHER, Source, SourceFile, find_files
 from groundup.data.splits import SPLITS
 from groundup.errors import DataError
 from groundup.forecast import Forecast
@@ -38,6 +41,7 @@ SAMPLE_BYTES = 8 << 20
 _SAMPLE_TEXTS = 1 << 20
 """Bytes of sample texts passed on to later stages."""
 _PROBED_FILES = 2000
+_PROBED_ROWS = 50
 _START_S = 1.0
 """Seconds for processes to start and import what they need."""
 _PROCESS_BYTES = 120 << 20
@@ -70,7 +74,7 @@ def _check_file(file: SourceFile, source: Source) -> tuple[str, str] | None:
     """What is wrong with a file and what to do, told from its first bytes; None if nothing."""
     if not os.access(file.path, os.R_OK):
         return f"no right to read {file.name!r}", f"chmod u+r {file.name}, or add it to `exclude`"
-    if file.kind == "parquet" or source.encoding != "auto":
+    if file.kind in DIGESTED or file.kind == "parquet" or source.encoding != "auto":
         return None
     try:
         with file.open() as stream:
@@ -94,15 +98,31 @@ def _check_rows(source: Source, files: list[SourceFile], settings: Settings | No
             Mistake((*path, "keep" if source.keep else "paths"), what, "use `group: folder`, or JSONL, CSV or Parquet")
         ]
     try:
-        for block in cut([source], files if source.kind == "aligned" else [files[0]], 1 << 16, wanted):
-            rows = read_rows(block, source, wanted)
-            first = [row for _, row in zip(range(50), rows, strict=False)]
-            if first and all(row.bad for row in first):
-                what = f"no row of {files[0].name!r} can be read: {first[0].bad}"
-                return [Mistake((*path, "text_field"), what, "check `text_field`, `kind` and `encoding`")]
-            break
+        blocks = cut([source], _probed(source, files), 1 << 16, wanted)
+        rows = (row for block in blocks for row in read_rows(block, source, wanted))
+        first = list(islice(rows, _PROBED_ROWS))
+        if first and all(row.bad for row in first):
+            key, also = ("paths", "") if source.kind in DIGESTED else ("text_field", "`text_field`, `encoding` and ")
+            what = f"no row of {files[0].name!r} can be read: {first[0].bad}"
+            return [Mistake((*path, key), what, f"check {also}`kind`")]
     except DataError as error:
         return [Mistake((*path, _key_at_fault(error)), error.what, error.fix)]
+    return []
+
+
+def _probed(source: Source, files: list[SourceFile]) -> list[SourceFile]:
+    """The files whose first rows are looked at: where each is a row, several, since one may well be broken."""
+    if source.kind in TOGETHER:
+        return files
+    return files[: _PROBED_ROWS if files[0].kind in READERS else 1]
+
+
+def check_labels(settings: Settings) -> list[Mistake]:
+    """What can be told of labels before anything is read: folders of one split that another has not."""
+    try:
+        source_media.check_labels(settings.sources, files_of(settings))
+    except DataError as error:
+        return [Mistake(("source",), error.what, error.fix)]
     return []
 
 
@@ -171,7 +191,7 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
     source = settings.sources[index]
     own = [file for file in files if file.source == index]
     sampled = _Sampled(total_bytes=sum(file.size for file in own), split=source.split)
-    if own and is_document(own[0], source):
+    if own and own[0].kind == "text" and is_document(own[0], source):
         sampled.longest = max(file.expected_bytes() for file in own)
     chosen = _choose(own)
     for block in cut(settings.sources, chosen, 1 << 20, settings.split.columns):

@@ -22,8 +22,9 @@ import zstandard
 
 from groundup.data.encodings import PROBE_BYTES, detect
 from groundup.data.source_formats import FORMATS, as_lines, open_rows
+from groundup.data.source_media import READERS
 from groundup.data.source_paths import unreadable
-from groundup.data.sources import Source, SourceFile
+from groundup.data.sources import TOGETHER, Source, SourceFile
 from groundup.errors import DataError, nearest
 
 LONGEST_ROW = 32 << 20
@@ -84,7 +85,7 @@ def cut(
 def _cut_source(source: Source, files: list[SourceFile], block_bytes: int, wanted: Sequence[str]) -> Iterator[Block]:
     whole = [file for file in files if is_document(file, source)]
     yield from _whole_files(whole, block_bytes)
-    if source.kind == "aligned":
+    if source.kind in TOGETHER:
         yield from _made(files, source, block_bytes)
         return
     for file in files:
@@ -121,7 +122,7 @@ def _made(files: Sequence[SourceFile], source: Source, block_bytes: int) -> Iter
 
 def is_document(file: SourceFile, source: Source) -> bool:
     """Whether the whole file is one document."""
-    return file.kind == "text" and source.document == "file"
+    return file.kind in READERS or (file.kind == "text" and source.document == "file")
 
 
 def broken_file(file: SourceFile, error: Exception) -> DataError:

@@ -1,4 +1,4 @@
-"""Files whose rows are not lines: JSON lists, questions on passages, tagged sentences, aligned files.
+"""Files whose rows are not lines: JSON lists, questions on passages, tagged sentences, aligned files, pictures.
 
 Each becomes a stream of mappings, so that the rest of reading sees rows like those of a JSONL file.
 JSON is parsed whole, which bounds its size; tagged and aligned files are streamed.
@@ -14,12 +14,14 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import zstandard
 
 from groundup.data.encodings import PROBE_BYTES, detect
-from groundup.data.source_paths import unreadable
+from groundup.data.source_idx import open_idx
+from groundup.data.source_made import Made, Rows, damaged
+from groundup.data.source_tar import open_shard
 from groundup.data.sources import Source, SourceFile
 from groundup.errors import DataError
 from groundup.text.joining import join_tokens
@@ -30,27 +32,9 @@ LONGEST_SENTENCE = 100_000
 """Lines without an empty one after which a file is no CoNLL."""
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U, by the names its description gives them."""
-FORMATS = frozenset({"json", "squad", "conll", "aligned"})
+FORMATS = frozenset({"json", "squad", "conll", "aligned", "idx", "webdataset"})
 BROKEN = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that do not decode."""
-
-
-class Made(NamedTuple):
-    """One row: a mapping, or the reason why there is none."""
-
-    place: int
-    """Its number in the file from 1: of JSON the row, otherwise the line."""
-    row: dict[str, Any] | list[Any] | None
-    bad: str = ""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a file and how far its bytes have been read."""
-
-    rows: Generator[Made, None, None]
-    taken: Callable[[int], int]
-    """Stored bytes that the first n rows account for."""
 
 
 def open_rows(files: Sequence[SourceFile], source: Source) -> Rows:
@@ -66,6 +50,10 @@ def open_rows(files: Sequence[SourceFile], source: Source) -> Rows:
             rows = list(_squad(file, _parsed(file, source)))
         case "conll":
             return _stream([file], lambda lines: _sentences(file, source, lines[0]), source)
+        case "idx":
+            return open_idx(files, source)
+        case "webdataset":
+            return open_shard(files, source)
         case _:
             return _stream(files, lambda lines: _aligned(files, source, lines), source)
     return Rows((row for row in rows), lambda count: file.size * count // max(1, len(rows)))
@@ -77,7 +65,7 @@ def _parsed(file: SourceFile, source: Source) -> Any:
         with file.open() as stream:
             data = stream.read(LARGEST_WHOLE + 1)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
     if len(data) > LARGEST_WHOLE:
         what = f"{file.name!r} is one JSON value of more than {LARGEST_WHOLE >> 20} MiB, which is parsed whole"
         raise DataError(what, fix=f"write one row a line: jq -c '.[]' {file.name} > rows.jsonl, and `kind: jsonl`")
@@ -99,12 +87,6 @@ def _no_json(file: SourceFile, error: Exception) -> DataError:
         return DataError("a second JSON value follows the first", where=where, fix="one row a line is `kind: jsonl`")
     what = f"broken JSON ({error.msg[:1].lower()}{error.msg[1:]} at column {error.colno})"
     return DataError(what, where=where, fix="mend the file, or fetch it again")
-
-
-def _damaged(file: SourceFile, error: Exception) -> DataError:
-    if isinstance(error, OSError) and error.errno is not None:
-        return unreadable(file.name, error)
-    return DataError(f"{file.name!r} is damaged: {error}", fix="fetch the file again, or add it to `exclude`")
 
 
 def _json(file: SourceFile, source: Source) -> Iterator[Made]:
@@ -183,7 +165,7 @@ def _stream(files: Sequence[SourceFile], read: Callable[[list[Lines]], Iterator[
                 texts = [_text(file, source, stack, taken) for file in files]
                 yield from read(texts)
             except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-                raise _damaged(files[0], error) from error
+                raise damaged(files[0], error) from error
 
     def stored(_: int) -> int:
         return sum(min(file.size, read()) for file, read in zip(files, taken, strict=False))

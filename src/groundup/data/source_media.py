@@ -10,10 +10,15 @@ duplicates and leaks between splits are told by what tells them of documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from groundup.data.sources import Source
+import numpy as np
+
+from groundup.data import images
+from groundup.data.sources import Source, SourceFile, as_text
+from groundup.errors import DataError
 
 Read = Callable[[bytes, str, Source], dict[str, Any] | str]
 """`read(data, name, source)`: the columns of the row a file becomes, `text` among them; or why it cannot be used.
@@ -26,5 +31,79 @@ be read without, such as a package that is not installed, is raised.
 Finish = Callable[[dict[str, Any], Source], dict[str, Any] | str]
 """`finish(row, source)`: the columns of a row, made of what its file's reader passed on; or why it cannot be used."""
 
-READERS: dict[str, Read] = {}
-FINISHERS: dict[str, Finish] = {}
+_ARCHIVE = re.compile(r".*\.zip!", re.IGNORECASE | re.DOTALL)
+
+
+def read_image(data: bytes, name: str, source: Source) -> dict[str, Any] | str:
+    """The row of an image file: the picture as PNG, and as its label the name of the folder it lies in."""
+    made = _decoded(data, source)
+    return made if isinstance(made, str) else made | {"label": folder_of(name)}
+
+
+def folder_of(name: str) -> str | None:
+    """The name of the folder that a file lies in, by the file's name in the corpus; None if that names no folder."""
+    return _ARCHIVE.sub("", name).rpartition("/")[0].rpartition("/")[2] or None
+
+
+def _decoded(data: bytes, source: Source) -> dict[str, Any] | str:
+    """The columns `text` and `image` of an image file in the form that a source asks for, or why there are none."""
+    framing = source.image or images.AS_IT_IS
+    if framing.channels is None:
+        framing = framing.model_copy(update={"channels": 3})
+    try:
+        return _pictured(images.decode(data, framing))
+    except images.BadImage as bad:
+        return bad.what
+
+
+def _pictured(pixels: images.Pixels) -> dict[str, Any]:
+    return {"text": images.digest(pixels), "image": images.to_png(pixels)}
+
+
+def finish_idx(row: dict[str, Any], source: Source) -> dict[str, Any] | str:
+    """The row of a picture of an IDX file, which came as raw bytes."""
+    pixels = np.frombuffer(row["image"], np.uint8).reshape(row["shape"])
+    return row | _pictured(images.framed(pixels, source.image or images.AS_IT_IS))
+
+
+def finish_sample(row: dict[str, Any], source: Source) -> dict[str, Any] | str:
+    """The row of a sample of a tar archive, whose picture came as it was packed."""
+    made = _decoded(row["image"], source)
+    if isinstance(made, str):
+        kind, bracket, details = made.partition(" (")
+        return f"{kind} ({row['key']}{': ' if bracket else ''}{details.removesuffix(')')})"
+    return row | made
+
+
+def check_labels(sources: Sequence[Source], files: Iterable[SourceFile]) -> None:
+    """Raise DataError if files held out for validation or test lie in folders that name labels `train` has not.
+
+    Told from names alone, before anything is decoded. Other labels are seen by the task that learns them.
+    """
+    if any(source.split is None or (source.split == "train" and source.kind != "images") for source in sources):
+        return
+    found: dict[str, set[str]] = {}
+    for file in files:
+        source = sources[file.source]
+        if file.kind == "images" and source.kept.get("label") == "label":
+            label = folder_of(file.name) or ""
+            known = source.values.get("label")
+            label = label if known is None else as_text(known.get(label, ""))
+            found.setdefault(str(source.split), set()).add(label)
+    train = found.pop("train", None)
+    for split, labels in found.items() if train else ():
+        assert train is not None
+        strange, absent = sorted(labels - train - {""}), sorted(train - labels - {""})
+        if strange:
+            what = f"label folders differ between splits: {split} has {_listed(strange)}, which train has not"
+            more = f" (and lacks {_listed(absent)}, which train has)" if absent else ""
+            raise DataError(what + more, fix="rename the folders, name them alike by `values`, or `exclude` them")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+READERS: dict[str, Read] = {"images": read_image}
+FINISHERS: dict[str, Finish] = {"idx": finish_idx, "webdataset": finish_sample}

@@ -10,12 +10,10 @@ import csv
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import zstandard
 
 from groundup.data.encodings import detect, is_binary
 from groundup.data.source_blocks import (
@@ -30,6 +28,8 @@ from groundup.data.source_blocks import (
     text_columns,
 )
 from groundup.data.source_formats import from_lines
+from groundup.data.source_media import FINISHERS, READERS
+from groundup.data.source_whole import contents
 from groundup.data.sources import Source, as_text
 from groundup.errors import DataError
 
@@ -152,18 +152,29 @@ def _decode(data: bytes, block: Block, source: Source) -> str:
 
 def _documents(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
     """One row for each file of the block."""
-    for number, file in enumerate(block.files):
-        try:
-            with file.open() as stream:
-                data = stream.read(LONGEST_ROW + 1)
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise broken_file(file, error) from error
-        if len(data) > LONGEST_ROW:
+    for number, data in enumerate(contents(block.files, LONGEST_ROW + 1)):
+        file = block.files[number]
+        read = READERS.get(file.kind)
+        if isinstance(data, Exception):
+            if read is None or getattr(data, "errno", None) is not None:
+                raise data if isinstance(data, DataError) else broken_file(file, data) from data
+            yield Row(number, 1, "", f"damaged file ({' '.join(str(data).split())})")
+        elif read is not None:
+            yield _decoded(number, read(data, file.name, source), wanted)
+        elif len(data) > LONGEST_ROW:
             raise DataError(
                 f"{file.name!r} is one document of more than {LONGEST_ROW >> 20} MiB",
                 fix="add `document: paragraph` or `document: line` to the source",
             )
-        yield _document(number, data, source, len(wanted))
+        else:
+            yield _document(number, data, source, len(wanted))
+
+
+def _decoded(number: int, made: dict[str, Any] | str, wanted: Sequence[str]) -> Row:
+    """The row of a file that is no text, or why there is none."""
+    if isinstance(made, str):
+        return Row(number, 1, "", made)
+    return Row(number, 1, made["text"], extra=tuple([_reach(made, tuple(name.split("."))) for name in wanted]))
 
 
 def _document(number: int, data: bytes, source: Source, columns: int) -> Row:
@@ -207,7 +218,12 @@ def count_lines(block: Block, source: Source) -> int:
 def _made_rows(block: Block, source: Source, wanted: Sequence[str]) -> Iterator[Row]:
     """Rows whose numbers are those of the whole file, so that nothing is added to them."""
     fields, extras = _field_paths(source), [tuple(name.split(".")) for name in wanted]
-    for place, value, bad in from_lines(_data(block)):
+    finish = FINISHERS.get(block.files[0].kind)
+    for place, made, bad in from_lines(_data(block)):
+        value = finish(made, source) if finish is not None and isinstance(made, dict) else made
+        if isinstance(value, str):
+            yield Row(0, place, "", value)
+            continue
         if not isinstance(value, dict):
             yield Row(0, place, "", bad)
             continue

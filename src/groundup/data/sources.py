@@ -22,11 +22,14 @@ import zstandard
 from pydantic import Field, field_validator, model_validator
 
 from groundup.config import Section
+from groundup.data.images import Framing
 from groundup.data.source_paths import MAGIC, Exclusion, Names, expression, fixed_part, matches, unreadable
 from groundup.errors import DataError
 from groundup.places import expand
 
-Kind = Literal["text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned"]
+Kind = Literal[
+    "text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned", "images", "idx", "webdataset"
+]
 KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".text": "text",
@@ -43,13 +46,25 @@ NAMED_KINDS: dict[str, frozenset[str]] = {
     "json": frozenset({".json"}),
     "squad": frozenset({".json"}),
     "conll": frozenset({".conll", ".conllu", ".conllx", ".bio", ".iob", ".iob2", ".bmes", ".bioes", ".tsv", ".txt"}),
+    "images": frozenset(
+        {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    ),
+    "idx": frozenset({".idx", ".idx1-ubyte", ".idx3-ubyte"}),
+    "webdataset": frozenset({".tar"}),
 }
 """Suffixes that count in a folder or an archive once a recipe names the kind; `auto` passes them by."""
 DEFAULT_KEEP: dict[str, tuple[str, ...]] = {
     "squad": ("question", "answers", "article", "question_id"),
     "conll": ("tokens", "tags"),
+    "images": ("image", "label"),
+    "idx": ("image", "label"),
+    "webdataset": ("image", "label"),
 }
 """Columns that a kind carries into the corpus unless `keep` says otherwise."""
+DIGESTED = frozenset({"images", "idx", "webdataset"})
+"""Kinds that hold no text: what stands for it is a digest of what was decoded."""
+TOGETHER = frozenset({"aligned", "idx"})
+"""Kinds whose files are read side by side, in the order of `paths`."""
 OWN_COLUMNS = frozenset({"text", "id", "source", "group", "split"})
 """Columns of a corpus that no kept column may replace."""
 PACKED = {".gz": "gzip", ".zst": "zstd", ".zip": "zip"}
@@ -61,10 +76,12 @@ Value = str | int | float | bool
 class Source(Section):
     """Where documents come from, and how a file becomes documents."""
 
-    kind: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned"] = "auto"
+    kind: Literal["auto"] | Kind = "auto"
     """How to read the files; `auto` goes by the suffix. `json` is a file with one list of rows (see `rows`),
     `conll` one token a line with its tags in columns and an empty line after each sentence (CoNLL-U too),
-    `squad` questions on passages, `aligned` several files whose lines belong together, one a column."""
+    `squad` questions on passages, `aligned` several files whose lines belong together, one a column. Pictures:
+    `images` are image files, each labelled by the folder it lies in; `idx` is MNIST's format, with
+    `paths: [images, labels]`; `webdataset` are tar archives of `KEY.jpg` beside `KEY.cls` or `KEY.json`."""
     paths: list[str]
     """Files, folders or globs (`**` for any depth). `~` is the home folder, `{stdlib}` the folder of
     Python's standard library; other paths are relative to the current directory. `data.zip!*/train.txt`
@@ -109,6 +126,8 @@ class Source(Section):
     """Whether double quotes enclose fields of a CSV or TSV file; by default they do in CSV only."""
     encoding: str = "auto"
     """Character encoding; `auto` finds UTF-8, UTF-16 and GB18030."""
+    image: Framing | None = None
+    """The form pictures are brought to: `{size: 32, channels: 3, fit: crop}`; by default they keep their sizes."""
     licence: str = ""
     """Licence of the data, carried into every artefact made from it."""
     split: Literal["train", "validation", "test"] | None = None
@@ -161,6 +180,7 @@ class Source(Section):
             ("strip", ("conll", "text")),
             ("separator", ("auto", "csv", "tsv", "conll", "aligned")),
             ("skip_lines", ("auto", "csv", "tsv")),
+            ("image", ("images", "idx", "webdataset")),
         ):
             if getattr(self, key) and self.kind not in kinds:
                 raise ValueError(f"`{key}` belongs to kind {' or '.join(kinds)}, not to {self.kind}")
@@ -170,6 +190,10 @@ class Source(Section):
             and not (self.separator and self.columns)
         ):
             raise ValueError("`kind: aligned` needs `columns`: one name for each of `paths`, such as [en, de]")
+        if self.kind == "idx" and len(self.paths) > 2:
+            raise ValueError("`kind: idx` takes `paths: [images, labels]`; further files are a source of their own")
+        if self.kind in DIGESTED and self.text_field != "text":
+            raise ValueError(f"`kind: {self.kind}` has no `text_field`: a digest of the pixels stands for the text")
         quoted = self.quotes or (self.quotes is None and self.kind in ("auto", "csv"))
         if len(self.separator or "") > 1 and quoted and self.kind != "conll":
             raise ValueError(f"fields divided by {self.separator!r} cannot be quoted too: add `quotes: false`")
@@ -194,7 +218,7 @@ class Source(Section):
         if isinstance(self.keep, dict):
             return dict(self.keep)
         implied = self.columns or () if self.kind == "aligned" else DEFAULT_KEEP.get(self.kind, ())
-        return {name: name for name in self.keep or implied}
+        return {name: name for name in self.keep or (name for name in implied if name not in self.add)}
 
     @property
     def apart(self) -> list[str]:
@@ -267,8 +291,10 @@ class SourceFile:
         return stream, raw.tell
 
     def expected_bytes(self) -> int:
-        """Unpacked size, estimated for packed files from how well text usually packs."""
+        """Unpacked size, estimated for packed files from how well text and pictures usually pack."""
         factor = {"gzip": 3.5, "zstd": 3.5}.get(self.packing, 3.0 if self.kind == "parquet" else 1.0)
+        if self.kind in ("images", "webdataset"):  # a JPEG's pixels take several times its size as PNG
+            factor = 4.0
         return int(self.size * factor)
 
 
@@ -288,12 +314,12 @@ def find_files(source: Source, index: int = 0) -> list[SourceFile]:
         files = [file for path in paths for file in _describe(path, names, source, index, member)]
         if not paths or (member and not files):
             raise DataError(f"no file matches {written!r}", fix=_why_none(pattern, source, member if paths else None))
-        if source.kind == "aligned" and len(files) != 1:
-            what = f"{written!r} names {len(files)} files, but each path of `kind: aligned` is one column"
+        if source.kind in TOGETHER and len(files) != 1:
+            what = f"{written!r} names {len(files)} files, but each path of `kind: {source.kind}` is one column"
             raise DataError(what, fix="name one file for each column, and further files in a source of their own")
         for file in files:
             found.setdefault(f"{file.path}\0{file.member}", file)
-    return list(found.values()) if source.kind == "aligned" else sorted(found.values(), key=lambda file: file.name)
+    return list(found.values()) if source.kind in TOGETHER else sorted(found.values(), key=lambda file: file.name)
 
 
 def _fits(name: str, kind: str) -> bool:
@@ -354,7 +380,7 @@ def _members(path: str, name: str, source: Source, index: int, wanted: str | Non
         if fits is not None:
             is_wanted, found = fits.fullmatch(entry.filename) is not None, found or _by_suffix(base) or "text"
         else:
-            is_wanted = found is None or _fits(base, source.kind)
+            is_wanted = (found is None and source.kind not in DIGESTED) or _fits(base, source.kind)
         kind = source.kind if source.kind != "auto" else found
         if is_wanted and kind is not None and kind != "parquet":
             top = entry.filename.partition("/")[0]

@@ -103,7 +103,7 @@ def check(config: Config, inputs: Mapping[str, Known]) -> list[Mistake]:
         mistakes += corpus_forecast.check_source(source, settings(config), path)
     if config.decontaminate is not None:
         mistakes += corpus_forecast.check_source(config.decontaminate, None, ("decontaminate",))
-    return mistakes
+    return mistakes or corpus_forecast.check_labels(settings(config))
 
 
 def forecast(config: Config, inputs: Mapping[str, Known], effort: Any = None) -> Forecast:
