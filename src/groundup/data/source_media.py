@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from groundup.data import images
+from groundup.data import audio, images
 from groundup.data.sources import Source, SourceFile, as_text
 from groundup.errors import DataError
 
@@ -105,5 +105,5 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-READERS: dict[str, Read] = {"images": read_image}
+READERS: dict[str, Read] = {"images": read_image, "audio": audio.read}
 FINISHERS: dict[str, Finish] = {"idx": finish_idx, "webdataset": finish_sample}
