@@ -78,7 +78,7 @@ def initialise(module: nn.Module, *, name: str, std: float, n_layers: int, seed:
             _draw(part.weight, INITIALISERS[name], std / shrink, generator)
         elif isinstance(part, nn.Embedding | PositionTable) and isinstance(part.weight, nn.Parameter):
             _draw(part.weight, zeros if name == "zeros" else normal, std, generator)
-        elif isinstance(part, nn.LayerNorm | nn.RMSNorm | _BatchNorm):
+        elif isinstance(part, nn.LayerNorm | nn.RMSNorm | _BatchNorm) and part.weight is not None:
             nn.init.ones_(part.weight)
         for key, parameter in part.named_parameters(recurse=False):
             if key == "bias" or key.startswith("bias_"):
