@@ -172,7 +172,7 @@ def _clean(
     done = _Pass()
     held: list[Block] = []
     stored, read, line, before = sum(file.size for file in files), 0, 0, ""
-    blocks = _remembered(cut(settings.sources, files, block_bytes(total), job.split.columns), held)
+    blocks = _remembered(cut(settings.sources, files, block_bytes(total), job.split.columns, job.split), held)
     with _closing(ordered_map(partial(clean_block, job), blocks, processes)) as summaries:
         for summary in summaries:
             block = held.pop(0)

@@ -26,9 +26,10 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 from groundup.artifact import write_whole
 from groundup.data.corpus_treat import Treatment
 from groundup.data.source_blocks import Block
+from groundup.data.source_made import LEFT_OUT
 from groundup.data.source_rows import Row, count_lines, read_rows
 from groundup.data.sources import Source
-from groundup.data.splits import SPLITS, Split, parse_time
+from groundup.data.splits import SPLIT, SPLITS, Split, parse_time
 from groundup.text.contamination import is_contaminated
 from groundup.text.duplicates import (
     SLOTS,
@@ -132,7 +133,8 @@ class Job:
     def wanted(self, source: int) -> list[str]:
         """Columns to read from a source beside its text, by their names in the corpus."""
         read = self.sources[source]
-        return list(dict.fromkeys((*read.kept, *read.add, *self.split.columns, *read.apart)))
+        own_split = [SPLIT] if read.says_split else []
+        return list(dict.fromkeys((*read.kept, *read.add, *self.split.columns, *read.apart, *own_split)))
 
     @cached_property
     def treatment(self) -> Treatment:
@@ -209,8 +211,11 @@ def clean_rows(job: Job, block: Block) -> tuple[Summary, Cleaned]:
         if reason:
             # A row that could not be read cannot be redacted either, so it is not quoted; a detail may be a value.
             kind, _, detail = reason.partition(" (")
-            summary.bad[kind] += 1
-            summary.note(f"bad: {kind}", row, job.treatment.redacted(detail.removesuffix(")"))[0])
+            is_wanted = kind.startswith(LEFT_OUT)
+            kind = kind.removeprefix(LEFT_OUT)
+            (summary.dropped if is_wanted else summary.bad)[kind] += 1
+            excerpt_ = job.treatment.redacted(detail.removesuffix(")"))[0]
+            summary.note(f"{'dropped' if is_wanted else 'bad'}: {kind}", row, excerpt_)
             continue
         found: Counter[str] = Counter()
         kept = [job.treatment.value(value, found) for value in _kept(job, row, wanted)]
@@ -299,8 +304,11 @@ def describe(job: Job, block: Block, cleaned: Cleaned) -> tuple[NDArray[Any], ND
         if job.split.by == "time" and job.split.time:
             records["time"][number] = parse_time(row.extra[wanted.index(job.split.time)])
     records["id"] = cleaned.ids
-    prescribed = job.sources[block.source].split
-    records["fixed"] = -1 if prescribed is None else SPLITS.index(prescribed)
+    source = job.sources[block.source]
+    records["fixed"] = -1 if source.split is None else SPLITS.index(source.split)
+    if source.says_split:
+        place = wanted.index(SPLIT)
+        records["fixed"] = [SPLITS.index(row.extra[place]) for row in cleaned.rows]
     if job.threshold is None:
         return records, np.empty((0, SLOTS), np.uint32)
     return records, _signatures(cleaned.texts, job.clean.ngram, fewest_shingles(job.threshold, job.clean.ngram))

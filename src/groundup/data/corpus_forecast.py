@@ -98,7 +98,7 @@ def _check_rows(source: Source, files: list[SourceFile], settings: Settings | No
             Mistake((*path, "keep" if source.keep else "paths"), what, "use `group: folder`, or JSONL, CSV or Parquet")
         ]
     try:
-        blocks = cut([source], _probed(source, files), 1 << 16, wanted)
+        blocks = cut([source], _probed(source, files), 1 << 16, wanted, settings.split if settings else None)
         rows = (row for block in blocks for row in read_rows(block, source, wanted))
         first = list(islice(rows, _PROBED_ROWS))
         if first and all(row.bad for row in first):
@@ -149,6 +149,8 @@ class _Sampled:
     records: list[NDArray[Any]] = field(default_factory=list)
     slots: list[NDArray[np.uint32]] = field(default_factory=list)
     split: str | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    """Of rows that say their split, the share of each."""
 
     @property
     def scale(self) -> float:
@@ -194,7 +196,7 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
     if own and own[0].kind == "text" and is_document(own[0], source):
         sampled.longest = max(file.expected_bytes() for file in own)
     chosen = _choose(own)
-    for block in cut(settings.sources, chosen, 1 << 20, settings.split.columns):
+    for block in cut(settings.sources, chosen, 1 << 20, settings.split.columns, settings.split):
         if sampled.read_bytes >= SAMPLE_BYTES:
             break
         began = time.process_time()
@@ -232,6 +234,9 @@ def _count(sampled: _Sampled, job: Job) -> None:
     if len(records) and (job.clean.exact_duplicates or job.clean.near_duplicates is not None):
         stay[_repeats(records, np.concatenate(sampled.slots), job)] = False
     sampled.documents = int(stay.sum())
+    if len(records) and sampled.split is None and (records["fixed"] >= 0).all():
+        counts = np.bincount(records["fixed"], minlength=len(SPLITS)) / len(records)
+        sampled.shares = dict(zip(SPLITS, counts.tolist(), strict=True))
     sampled.bytes = int(records["bytes"][stay].sum())
     sampled.longest = max(sampled.longest, int(records["bytes"].max(initial=0)))
 
@@ -264,7 +269,7 @@ def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:
     split = settings.split
     shares = {"train": 1 - split.validation - split.test, "validation": split.validation, "test": split.test}
     for one in sampled:
-        for name, share in ({one.split: 1.0} if one.split else shares).items():
+        for name, share in (one.shares or ({one.split: 1.0} if one.split else shares)).items():
             documents[name] += one.documents * one.scale * share
             size[name] += one.bytes * one.scale * share
     return {

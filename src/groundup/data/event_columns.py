@@ -59,8 +59,12 @@ class EventColumns(Section):
         own = ["user", "item", "time", *(["value"] if self.value else [])]
         if self.row == "user":
             own = ["user", "items", "times", "targets", "target_times"]
-        more = [name for table in (self.about_items, self.about_users) if table for name in table.columns]
-        return own + more
+        return own + [name for table in self.described for name in table.columns]
+
+    @property
+    def described(self) -> list[Described]:
+        """The further tables there are."""
+        return [table for table in (self.about_items, self.about_users) if table is not None]
 
     def mistakes_of_events(self, kind: str) -> list[str]:
         """What is wrong with these keys for a source of a kind."""

@@ -25,6 +25,7 @@ from groundup.data.source_formats import FORMATS, as_lines, open_rows
 from groundup.data.source_media import READERS
 from groundup.data.source_paths import unreadable
 from groundup.data.sources import TOGETHER, Source, SourceFile
+from groundup.data.splits import Split
 from groundup.errors import DataError, nearest
 
 LONGEST_ROW = 32 << 20
@@ -66,9 +67,15 @@ class Block:
 
 
 def cut(
-    sources: list[Source], files: list[SourceFile], block_bytes: int, wanted: Sequence[str] = ()
+    sources: list[Source],
+    files: list[SourceFile],
+    block_bytes: int,
+    wanted: Sequence[str] = (),
+    split: Split | None = None,
 ) -> Iterator[Block]:
     """The blocks of all sources, in order; `wanted` are columns needed beside the text and `keep`.
+
+    `split` is how the events of `interactions` are divided, which decides what its rows are.
 
     Raises DataError for a file that cannot be read.
     """
@@ -77,16 +84,18 @@ def cut(
         own = [file for file in files if file.source == source_index]
         if not own:
             continue  # only some sources were asked for
-        for block in _cut_source(source, own, block_bytes, wanted):
+        for block in _cut_source(source, own, block_bytes, wanted, split):
             yield replace(block, index=index)
             index += 1
 
 
-def _cut_source(source: Source, files: list[SourceFile], block_bytes: int, wanted: Sequence[str]) -> Iterator[Block]:
+def _cut_source(
+    source: Source, files: list[SourceFile], block_bytes: int, wanted: Sequence[str], split: Split | None
+) -> Iterator[Block]:
     whole = [file for file in files if is_document(file, source)]
     yield from _whole_files(whole, block_bytes)
-    if source.kind in TOGETHER:
-        yield from _made(files, source, block_bytes)
+    if source.kind in TOGETHER or source.says_split:
+        yield from _made(files, source, block_bytes, split)
         return
     for file in files:
         if file.kind in FORMATS:
@@ -102,9 +111,9 @@ def _cut_source(source: Source, files: list[SourceFile], block_bytes: int, wante
                 raise broken_file(file, error) from error
 
 
-def _made(files: Sequence[SourceFile], source: Source, block_bytes: int) -> Iterator[Block]:
+def _made(files: Sequence[SourceFile], source: Source, block_bytes: int, split: Split | None = None) -> Iterator[Block]:
     """Blocks of rows made from a file whose rows are no lines."""
-    opened = open_rows(files, source)
+    opened = open_rows(files, source, split)
     base = Block(0, files[0].source, (files[0],), made=True)
     held: list[bytes] = []
     size = rows = counted = 0

@@ -23,6 +23,7 @@ from groundup.data.source_idx import open_idx
 from groundup.data.source_made import Made, Rows, damaged
 from groundup.data.source_tar import open_shard
 from groundup.data.sources import Source, SourceFile
+from groundup.data.splits import Split
 from groundup.errors import DataError
 from groundup.text.joining import join_tokens
 
@@ -32,13 +33,13 @@ LONGEST_SENTENCE = 100_000
 """Lines without an empty one after which a file is no CoNLL."""
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U, by the names its description gives them."""
-FORMATS = frozenset({"json", "squad", "conll", "aligned", "idx", "webdataset"})
+FORMATS = frozenset({"json", "squad", "conll", "aligned", "idx", "webdataset", "interactions"})
 BROKEN = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that do not decode."""
 
 
-def open_rows(files: Sequence[SourceFile], source: Source) -> Rows:
-    """The rows of a file (of `aligned`: of all files together).
+def open_rows(files: Sequence[SourceFile], source: Source, split: Split | None = None) -> Rows:
+    """The rows of a file (of `aligned`: of all files together). `split` is how rows that say theirs are to be divided.
 
     Raises DataError for a file that cannot be opened, is no JSON, is too large, or has no such rows.
     """
@@ -54,6 +55,10 @@ def open_rows(files: Sequence[SourceFile], source: Source) -> Rows:
             return open_idx(files, source)
         case "webdataset":
             return open_shard(files, source)
+        case "interactions":
+            from groundup.data import source_events  # reads tables by what reads rows of lines, which imports this
+
+            rows = source_events.made(files, source, split or Split())
         case _:
             return _stream(files, lambda lines: _aligned(files, source, lines), source)
     return Rows((row for row in rows), lambda count: file.size * count // max(1, len(rows)))

@@ -10,6 +10,9 @@ from groundup.data.source_paths import unreadable
 from groundup.data.sources import SourceFile
 from groundup.errors import DataError
 
+LEFT_OUT = "left out: "
+"""What a reason begins with where a recipe's wish, and no flaw of the data, leaves a row out."""
+
 
 class Made(NamedTuple):
     """One row: a mapping, or the reason why there is none."""

@@ -21,15 +21,17 @@ from typing import IO, Annotated, Any, Literal, Self, cast, get_args
 import zstandard
 from pydantic import Field, field_validator, model_validator
 
-from groundup.config import Section
+from groundup.data.audio import Sound
+from groundup.data.event_columns import EventColumns
 from groundup.data.images import Framing
 from groundup.data.source_paths import MAGIC, Exclusion, Names, expression, fixed_part, matches, unreadable
 from groundup.errors import DataError
 from groundup.places import expand
 
 Kind = Literal[
-    "text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned", "images", "idx", "webdataset"
-]
+    "text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned", "images", "idx", "webdataset",
+    "interactions", "audio",
+]  # fmt: skip
 KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".text": "text",
@@ -51,6 +53,7 @@ NAMED_KINDS: dict[str, frozenset[str]] = {
     ),
     "idx": frozenset({".idx", ".idx1-ubyte", ".idx3-ubyte"}),
     "webdataset": frozenset({".tar"}),
+    "audio": frozenset({".wav", ".wave", ".flac"}),
 }
 """Suffixes that count in a folder or an archive once a recipe names the kind; `auto` passes them by."""
 DEFAULT_KEEP: dict[str, tuple[str, ...]] = {
@@ -61,8 +64,8 @@ DEFAULT_KEEP: dict[str, tuple[str, ...]] = {
     "webdataset": ("image", "label"),
 }
 """Columns that a kind carries into the corpus unless `keep` says otherwise."""
-DIGESTED = frozenset({"images", "idx", "webdataset"})
-"""Kinds that hold no text: what stands for it is a digest of what was decoded."""
+DIGESTED = frozenset({"images", "idx", "webdataset", "interactions", "audio"})
+"""Kinds that hold no text: what stands for it is a digest of what was decoded, or of a row's columns."""
 TOGETHER = frozenset({"aligned", "idx"})
 """Kinds whose files are read side by side, in the order of `paths`."""
 OWN_COLUMNS = frozenset({"text", "id", "source", "group", "split"})
@@ -73,7 +76,7 @@ _MEMBER = re.compile(r"(.*\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
 Value = str | int | float | bool
 
 
-class Source(Section):
+class Source(EventColumns):
     """Where documents come from, and how a file becomes documents."""
 
     kind: Literal["auto"] | Kind = "auto"
@@ -81,7 +84,8 @@ class Source(Section):
     `conll` one token a line with its tags in columns and an empty line after each sentence (CoNLL-U too),
     `squad` questions on passages, `aligned` several files whose lines belong together, one a column. Pictures:
     `images` are image files, each labelled by the folder it lies in; `idx` is MNIST's format, with
-    `paths: [images, labels]`; `webdataset` are tar archives of `KEY.jpg` beside `KEY.cls` or `KEY.json`."""
+    `paths: [images, labels]`; `webdataset` are tar archives of `KEY.jpg` beside `KEY.cls` or `KEY.json`.
+    `interactions` are tables of who did what when (`user`, `item`, `time`). `audio` are WAV and FLAC files."""
     paths: list[str]
     """Files, folders or globs (`**` for any depth). `~` is the home folder, `{stdlib}` the folder of
     Python's standard library; other paths are relative to the current directory. `data.zip!*/train.txt`
@@ -99,7 +103,7 @@ class Source(Section):
     keep: list[str] | dict[str, str] = Field(default=[])
     """Other columns to carry into the corpus, for example `label`; a mapping renames them, new name first:
     `{pair: sentence2}`. Unless given: the questions and answers of `squad`, the tokens and tags of `conll`,
-    the columns of `aligned`."""
+    the columns of `aligned`, and of rows without a text those that `columns` names."""
     values: dict[str, dict[str, Value]] = Field(default={})
     """For a kept column, what its values are called in the corpus: `{label: {"0": negative, "1": positive}}`.
     A row with a value that is not listed counts as one that cannot be read."""
@@ -128,6 +132,8 @@ class Source(Section):
     """Character encoding; `auto` finds UTF-8, UTF-16 and GB18030."""
     image: Framing | None = None
     """The form pictures are brought to: `{size: 32, channels: 3, fit: crop}`; by default they keep their sizes."""
+    audio: Sound | None = None
+    """What recordings are brought to, and what their paths say: `{rate: 8000, file_name: "(?P<label>[0-9])_.*"}`."""
     licence: str = ""
     """Licence of the data, carried into every artefact made from it."""
     split: Literal["train", "validation", "test"] | None = None
@@ -178,9 +184,10 @@ class Source(Section):
         for key, kinds in (
             ("rows", ("json",)),
             ("strip", ("conll", "text")),
-            ("separator", ("auto", "csv", "tsv", "conll", "aligned")),
-            ("skip_lines", ("auto", "csv", "tsv")),
+            ("separator", ("auto", "csv", "tsv", "conll", "aligned", "interactions")),
+            ("skip_lines", ("auto", "csv", "tsv", "interactions")),
             ("image", ("images", "idx", "webdataset")),
+            ("audio", ("audio",)),
         ):
             if getattr(self, key) and self.kind not in kinds:
                 raise ValueError(f"`{key}` belongs to kind {' or '.join(kinds)}, not to {self.kind}")
@@ -193,15 +200,26 @@ class Source(Section):
         if self.kind == "idx" and len(self.paths) > 2:
             raise ValueError("`kind: idx` takes `paths: [images, labels]`; further files are a source of their own")
         if self.kind in DIGESTED and self.text_field != "text":
-            raise ValueError(f"`kind: {self.kind}` has no `text_field`: a digest of the pixels stands for the text")
+            raise ValueError(
+                f"`kind: {self.kind}` has no `text_field`: a digest of what is decoded stands for the text"
+            )
         quoted = self.quotes or (self.quotes is None and self.kind in ("auto", "csv"))
         if len(self.separator or "") > 1 and quoted and self.kind != "conll":
             raise ValueError(f"fields divided by {self.separator!r} cannot be quoted too: add `quotes: false`")
         return self
 
     @model_validator(mode="after")
+    def _events_fit(self) -> Self:
+        mistakes = self.mistakes_of_events(self.kind)
+        if self.kind == "interactions" and self.split is not None:
+            mistakes.append("`split` of a source of interactions: prepare's own `split: {by: last}` divides events")
+        if mistakes:
+            raise ValueError(mistakes[0])
+        return self
+
+    @model_validator(mode="after")
     def _names_are_free(self) -> Self:
-        for name in (*self.keep, *self.add):
+        for name in (*(self.keep if self.text_field else self.kept), *self.add):
             if name in OWN_COLUMNS:
                 raise ValueError(f"{name!r} is a column of every corpus; rename it: `keep: {{row_{name}: {name}}}`")
         twice = next((name for name in self.add if name in self.kept), None)
@@ -217,7 +235,10 @@ class Source(Section):
         """Columns carried into the corpus: the name there, and the name or dotted path in the file."""
         if isinstance(self.keep, dict):
             return dict(self.keep)
-        implied = self.columns or () if self.kind == "aligned" else DEFAULT_KEEP.get(self.kind, ())
+        takes_all = self.kind == "aligned" or not self.text_field
+        implied = self.columns or () if takes_all else DEFAULT_KEEP.get(self.kind, ())
+        implied = self.event_columns if self.says_split else implied
+        implied = (self.audio or Sound()).columns if self.kind == "audio" else implied
         return {name: name for name in self.keep or (name for name in implied if name not in self.add)}
 
     @property
@@ -225,6 +246,11 @@ class Source(Section):
         """Columns that tell apart rows of equal text, by their names in the corpus."""
         implied = {"squad": ["question"], "aligned": list(self.columns or ())}
         return self.distinct_by or [name for name in implied.get(self.kind, []) if name in self.kept]
+
+    @property
+    def tables(self) -> list[Source]:
+        """Further tables that say more of what the rows name, each as a source of its own."""
+        return [Source(kind="tsv", paths=[table.path]) for table in self.described]
 
     def path_of(self, name: str) -> str:
         """The name or dotted path in the file of a column known by its name in the corpus."""

@@ -3,7 +3,8 @@
 At random, whole documents are drawn by a hash of their text and the seed, so equal texts always go to
 the same side. By group, whole groups (an author, a folder) go to one side, and shares are of bytes,
 since groups differ in size. By time, the latest documents are the test and those before them the
-validation, which is how a model meets the future.
+validation, which is how a model meets the future. What users did (`kind: interactions`) is divided before rows are
+made of it, by the last event of each user or by the time of all (`data/source_events.py`): its rows say their split.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from groundup.units import Share
 
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
+SPLIT = "split"
+"""The column by which rows say their split where a source has divided them."""
 Codes = NDArray[np.int8]
 
 
@@ -32,8 +35,9 @@ class Split(Section):
     """Share kept aside to watch training."""
     test: Share = 0.0
     """Share kept aside for the final evaluation."""
-    by: Literal["random", "group", "time"] = "random"
-    """`random` documents, whole groups, or the latest documents last."""
+    by: Literal["random", "group", "time", "last"] = "random"
+    """`random` documents, whole groups, or the latest documents last. In `interactions`: by `last`, the last event
+    of each user is for the test and the one before for the validation; by `time`, the latest events of all."""
     group: str | None = None
     """What documents have in common: a column's name, or `folder` for the first folder below the fixed
     part of the glob (files lying at its top are groups of their own). Needed for `by: group`."""
@@ -55,6 +59,8 @@ class Split(Section):
             raise ValueError("`by: group` needs `group`: a column's name, or `folder`")
         if self.by == "time" and self.time is None:
             raise ValueError("`by: time` needs `time`: the name of the column that holds it")
+        if self.by == "last" and self.validation + self.test > 0:
+            raise ValueError("`by: last` holds out one event a user for each: leave out `validation` and `test`")
         if self.stratify is not None and self.by != "random":
             raise ValueError(f"`stratify` divides each label at random, which `by: {self.by}` does not")
         return self
@@ -91,7 +97,7 @@ def assign(
     free = np.flatnonzero(fixed < 0)
     match split.by:
         case "time":
-            codes[free] = _by_time(split, times[free])
+            codes[free] = by_time(split, times[free])
         case "group":
             codes[free] = _by_share(split, mix(groups[free] ^ _salt(seed)), sizes[free])
         case "random":
@@ -162,8 +168,8 @@ def _fill(weights: NDArray[np.float64], target: float) -> NDArray[np.int64]:
     return np.array(taken or [int(weights.argmin())], np.int64)
 
 
-def _by_time(split: Split, times: NDArray[np.float64]) -> Codes:
-    """Cuts between different times only: documents of one moment stay together."""
+def by_time(split: Split, times: NDArray[np.float64]) -> Codes:
+    """The split of what happened at these times: the latest is the test. What is of one moment stays together."""
     codes = np.zeros(len(times), np.int8)
     if len(times) == 0:
         return codes

@@ -88,7 +88,9 @@ def sources(config: Config) -> list[Path]:
 
     Raises DataError for a path without matches and for a folder that cannot be read.
     """
-    found = {Path(file.path) for file in files_of(settings(config))}
+    asked = settings(config)
+    found = {Path(file.path) for file in files_of(asked)}
+    found |= {Path(file.path) for source in asked.sources for table in source.tables for file in find_files(table)}
     if config.decontaminate is not None:
         found |= {Path(file.path) for file in find_files(config.decontaminate)}
     return sorted(found)
