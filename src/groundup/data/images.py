@@ -115,7 +115,7 @@ def decode(data: bytes, framing: Framing = AS_IT_IS) -> Pixels:
     if not data:
         raise BadImage("empty file")
     if len(data) > LARGEST_FILE:
-        raise BadImage(f"a file too large ({len(data) >> 20} MiB, where {LARGEST_FILE >> 20} are allowed)")
+        raise BadImage(f"a file too large ({len(data) >> 20} MiB, where {LARGEST_FILE >> 20} MiB are allowed)")
     pixels = _own_png(data)
     return _unpacked(data, framing) if pixels is None else framed(pixels, framing)
 
@@ -156,6 +156,9 @@ def _unpacked(data: bytes, framing: Framing) -> Pixels:
     try:
         if kind != "JPEG" and getattr(picture, "is_animated", False):
             raise BadImage(f"several pictures in one file ({kind})")
+        if kind == "PNG":
+            picture.verify()  # its checksums, which reading the pixels would pass over
+            picture = _opened(data)
         if framing.size is not None:
             picture.draft(None, (_GAP * max(framing.size), _GAP * max(framing.size)))
         picture.load()
