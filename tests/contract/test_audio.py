@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import struct
 import sys
 import wave
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from groundup.data.audio import Sound, decode, fit, named_groups, rate_of, to_wav, trimmed
+from groundup.data.audio import Sound, decode, file_of, fit, named_groups, rate_of, to_wav, trimmed
 from groundup.errors import DataError, MissingExtra
 
 pytestmark = pytest.mark.smoke
@@ -192,6 +194,20 @@ def test_flac_without_soundfile_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(MissingExtra, match="speech"):
         decode(b"fLaC and more", "a.flac")
+
+
+def test_a_recording_is_given_as_bytes_base_64_or_a_path(tmp_path: Path) -> None:
+    data = to_wav(tone(), RATE)
+    (tmp_path / "a.wav").write_bytes(data)
+    text = base64.b64encode(data).decode()
+    for held in (data, bytearray(data), text, f"data:audio/wav;base64,{text}", tmp_path / "a.wav"):
+        assert file_of(held, "row 3") == data
+    with pytest.raises(DataError, match="a file that cannot be read"):
+        file_of(tmp_path / "b.wav", "row 3")
+    for text in (str(tmp_path / "a.wav"), None, 7):  # no text names a file
+        with pytest.raises(DataError, match=r"row 3: .*no recording") as caught:
+            file_of(text, "row 3")
+        assert "pathlib.Path" in caught.value.fix
 
 
 def test_the_path_says_class_and_speaker() -> None:

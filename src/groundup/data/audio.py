@@ -10,12 +10,15 @@ Axes: S samples.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
 import re
 import struct
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,6 +38,8 @@ Place = Literal["centre", "start"]
 
 RATES = (4_000, 192_000)
 """Samples a second, the least and the most: what lies outside is no recording but a broken header."""
+LARGEST_FILE = 32 << 20
+"""Bytes of a file: as many as prepare reads of one."""
 LONGEST_S = 600.0
 """Seconds that a recording may last. Cut longer ones into pieces first: a model hears a second or ten."""
 MOST_SAMPLES = 1 << 26
@@ -121,6 +126,31 @@ def decode(
     return samples if seconds is None else fit(samples, round(seconds * rate), place)
 
 
+def file_of(given: Any, name: str) -> bytes:
+    """The bytes of a recording's file, however it is given: as bytes, in base 64 (what JSON can carry), or as a path.
+
+    A path must be a `Path` object, so that no text that somebody sends can name a file of this machine. Raises
+    DataError, naming the row, for what is none of these, and for a file that cannot be read or is too large.
+    """
+    fix = "give the bytes of a WAV or FLAC file, base 64 of them, or a pathlib.Path"
+    try:
+        if isinstance(given, bytes | bytearray | memoryview):
+            return bytes(given)
+        if isinstance(given, PathLike):
+            with Path(given).open("rb") as file:
+                data = file.read(LARGEST_FILE + 1)
+            if len(data) > LARGEST_FILE:
+                raise DataError(f"a file of more than {LARGEST_FILE >> 20} MiB ({given})", where=name, fix=fix)
+            return data
+        if isinstance(given, str):
+            return base64.b64decode(given.partition(",")[2] if given.startswith("data:") else given, validate=True)
+    except OSError as error:
+        raise DataError(f"a file that cannot be read ({given}: {error.strerror})", where=name, fix=fix) from error
+    except ValueError as error:
+        raise DataError("a text that is no recording in base 64", where=name, fix=fix) from error
+    raise DataError(f"no recording but a {type(given).__name__}", where=name, fix=fix)
+
+
 def rate_of(data: bytes, name: str) -> int:
     """Samples a second of a WAV file, by its header. Raises DataError, naming the file, if it is none."""
     try:
@@ -196,6 +226,8 @@ def _read(data: bytes) -> tuple[int, Samples | Wave]:
     """
     if not data:
         raise ValueError("empty file")
+    if len(data) > LARGEST_FILE:
+        raise ValueError(f"a file too large ({len(data)} bytes; {LARGEST_FILE} are the most)")
     rate, wave = _read_flac(data) if data[:4] == b"fLaC" else _read_wav(data)
     if not len(wave):
         raise ValueError("a recording without samples")
