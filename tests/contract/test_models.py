@@ -43,7 +43,8 @@ def batch_for(network: Network, rows: int = 3, length: int = 12) -> dict[str, to
     if network.config.name not in OF_TOKENS:
         if hasattr(network.config, "image_shape"):
             return {"pixel_values": torch.randn(rows, *network.config.image_shape, generator=generator)}
-        return {"features": torch.randn(rows, network.config.n_features, generator=generator)}
+        shape = getattr(network.config, "shape", None) or (network.config.n_features,)
+        return {"features": torch.randn(rows, *shape, generator=generator)}
     ids = torch.randint(0, network.config.vocab_size, (rows, length), generator=generator)
     types = (torch.arange(length) >= length // 2).long().expand(rows, -1)
     labels = torch.randint(0, network.config.vocab_size, (rows, length), generator=generator)
@@ -211,6 +212,7 @@ OTHER_VARIANTS = [(name, {}) for name in MODELS if name not in OF_TOKENS] + [
     ("resnet", {"image_size": (28, 33), "stem": "small", "depths": (2, 1, 1), "widths": (4, 4, 8), "stem_width": 4}),
     ("efficientnet_lite", {"image_size": (33, 47), "depth": 0.7, "width": 0.5}),
     ("vit", {"image_size": (8, 12), "patch_size": (4, 2), "attention_bias": False}),
+    ("speech_resnet", {"frames": 30, "bands": 17, "size": 15}),
 ]
 
 
@@ -229,7 +231,7 @@ def test_parameters_and_flops_are_those_of_the_built_model(name: str, changes: d
 @pytest.mark.parametrize(("name", "changes"), OTHER_VARIANTS)
 def test_parameters_and_flops_of_an_example_are_those_of_the_built_model(name: str, changes: dict[str, object]) -> None:
     model = catalog.load("models", name)
-    network = tiny(name, "image", **changes).eval()
+    network = tiny(name, "image" if "image" in model.HEADS else "features", **changes).eval()
     assert model.parameters(network.config, 3) == sum(p.numel() for p in network.parameters())
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         assert network(batch_for(network, rows=2)).logits.shape == (2, 3)
@@ -314,7 +316,7 @@ def test_an_unknown_head_and_a_row_too_long_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"the model reads .*, and the batch has input_ids"):
         network({"input_ids": torch.zeros(1, 5, dtype=torch.long)})
     with pytest.raises(UserError, match=r"channels, and the model reads|numbers, and the model reads"):
-        network({"pixel_values": torch.zeros(1, 7, 40, 40)})
+        network({key: torch.zeros(1, 7, 40, 40) for key in batch_for(network)})
 
 
 @pytest.mark.parametrize(
