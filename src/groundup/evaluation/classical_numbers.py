@@ -186,8 +186,7 @@ def classifiers(
         answers, shares, sure = _said(model, vectors, labels)
         meaning = _meaning(rival.described, rival, setting, rows, train)
         details = {**setting, "features": int(learned.vectors.shape[1])}
-        found = {"meaning": meaning, "trained_rows": rows, "details": details}
-        systems.append(System(rival.name, answers, shares, sure, **found))
+        systems.append(System(rival.name, answers, shares, sure, meaning=meaning, trained_rows=rows, details=details))
     return systems
 
 
