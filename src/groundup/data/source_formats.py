@@ -19,6 +19,7 @@ from typing import Any, cast
 import zstandard
 
 from groundup.data.encodings import PROBE_BYTES, detect
+from groundup.data.pixel_lines import PixelLines, is_heading, picture_of
 from groundup.data.source_idx import open_idx
 from groundup.data.source_made import Made, Rows, damaged
 from groundup.data.source_tar import open_shard
@@ -33,7 +34,7 @@ LONGEST_SENTENCE = 100_000
 """Lines without an empty one after which a file is no CoNLL."""
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U, by the names its description gives them."""
-FORMATS = frozenset({"json", "squad", "conll", "aligned", "idx", "webdataset", "interactions"})
+FORMATS = frozenset({"json", "squad", "conll", "aligned", "idx", "webdataset", "pixels", "interactions"})
 BROKEN = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that do not decode."""
 
@@ -55,6 +56,8 @@ def open_rows(files: Sequence[SourceFile], source: Source, split: Split | None =
             return open_idx(files, source)
         case "webdataset":
             return open_shard(files, source)
+        case "pixels":
+            return _stream([file], lambda lines: _pictures(source, lines[0]), source)
         case "interactions":
             from groundup.data import source_events  # reads tables by what reads rows of lines, which imports this
 
@@ -222,6 +225,16 @@ def _aligned(files: Sequence[SourceFile], source: Source, texts: list[Lines]) ->
 def _divided(line: str, separator: str) -> list[str]:
     """The fields of a line; a blank as separator stands for any white space."""
     return [field.strip() for field in line.split(separator if separator.strip() else None)]
+
+
+def _pictures(source: Source, lines: Lines) -> Iterator[Made]:
+    """One row a line, its picture as raw bytes."""
+    section = source.pixels or PixelLines()
+    for number, line in lines:
+        fields = [field.strip(' "') for field in line.split(source.separator or ",")]
+        if any(fields) and not (number == 1 and is_heading(fields)):
+            made = picture_of(fields, section)
+            yield Made(number, None, made) if isinstance(made, str) else Made(number, made)
 
 
 def _sentences(file: SourceFile, source: Source, lines: Lines) -> Iterator[Made]:

@@ -60,8 +60,8 @@ def _pictured(pixels: images.Pixels) -> dict[str, Any]:
     return {"text": images.digest(pixels), "image": images.to_png(pixels)}
 
 
-def finish_idx(row: dict[str, Any], source: Source) -> dict[str, Any] | str:
-    """The row of a picture of an IDX file, which came as raw bytes."""
+def finish_raw(row: dict[str, Any], source: Source) -> dict[str, Any] | str:
+    """The row of a picture that came as raw bytes, of an IDX file or of a line of numbers."""
     pixels = np.frombuffer(row["image"], np.uint8).reshape(row["shape"])
     return row | _pictured(images.framed(pixels, source.image or images.AS_IT_IS))
 
@@ -106,4 +106,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 READERS: dict[str, Read] = {"images": read_image, "audio": audio.read}
-FINISHERS: dict[str, Finish] = {"idx": finish_idx, "webdataset": finish_sample}
+FINISHERS: dict[str, Finish] = {"idx": finish_raw, "pixels": finish_raw, "webdataset": finish_sample}

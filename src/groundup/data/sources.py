@@ -24,13 +24,14 @@ from pydantic import Field, field_validator, model_validator
 from groundup.data.audio import Sound
 from groundup.data.event_columns import EventColumns
 from groundup.data.images import Framing
+from groundup.data.pixel_lines import PixelLines
 from groundup.data.source_paths import MAGIC, Exclusion, Names, expression, fixed_part, matches, unreadable
 from groundup.errors import DataError
 from groundup.places import expand
 
 Kind = Literal[
     "text", "jsonl", "csv", "tsv", "parquet", "json", "conll", "squad", "aligned", "images", "idx", "webdataset",
-    "interactions", "audio",
+    "pixels", "interactions", "audio",
 ]  # fmt: skip
 KINDS: dict[str, Kind] = {
     ".txt": "text",
@@ -53,6 +54,7 @@ NAMED_KINDS: dict[str, frozenset[str]] = {
     ),
     "idx": frozenset({".idx", ".idx1-ubyte", ".idx3-ubyte"}),
     "webdataset": frozenset({".tar"}),
+    "pixels": frozenset({".csv", ".txt"}),
     "audio": frozenset({".wav", ".wave", ".flac"}),
 }
 """Suffixes that count in a folder or an archive once a recipe names the kind; `auto` passes them by."""
@@ -62,9 +64,10 @@ DEFAULT_KEEP: dict[str, tuple[str, ...]] = {
     "images": ("image", "label"),
     "idx": ("image", "label"),
     "webdataset": ("image", "label"),
+    "pixels": ("image", "label"),
 }
 """Columns that a kind carries into the corpus unless `keep` says otherwise."""
-DIGESTED = frozenset({"images", "idx", "webdataset", "interactions", "audio"})
+DIGESTED = frozenset({"images", "idx", "webdataset", "pixels", "interactions", "audio"})
 """Kinds that hold no text: what stands for it is a digest of what was decoded, or of a row's columns."""
 TOGETHER = frozenset({"aligned", "idx"})
 """Kinds whose files are read side by side, in the order of `paths`."""
@@ -84,7 +87,8 @@ class Source(EventColumns):
     `conll` one token a line with its tags in columns and an empty line after each sentence (CoNLL-U too),
     `squad` questions on passages, `aligned` several files whose lines belong together, one a column. Pictures:
     `images` are image files, each labelled by the folder it lies in; `idx` is MNIST's format, with
-    `paths: [images, labels]`; `webdataset` are tar archives of `KEY.jpg` beside `KEY.cls` or `KEY.json`.
+    `paths: [images, labels]`; `webdataset` are tar archives of `KEY.jpg` beside `KEY.cls` or `KEY.json`;
+    `pixels` is a picture a line, as numbers with its label (see `pixels`).
     `interactions` are tables of who did what when (`user`, `item`, `time`). `audio` are WAV and FLAC files."""
     paths: list[str]
     """Files, folders or globs (`**` for any depth). `~` is the home folder, `{stdlib}` the folder of
@@ -132,6 +136,9 @@ class Source(EventColumns):
     """Character encoding; `auto` finds UTF-8, UTF-16 and GB18030."""
     image: Framing | None = None
     """The form pictures are brought to: `{size: 32, channels: 3, fit: crop}`; by default they keep their sizes."""
+    pixels: PixelLines | None = None
+    """How the lines of `pixels` are read: `{label: last, white: 16}`; by default the label stands first, and white is
+    255."""
     audio: Sound | None = None
     """What recordings are brought to, and what their paths say: `{rate: 8000, file_name: "(?P<label>[0-9])_.*"}`."""
     licence: str = ""
@@ -184,9 +191,10 @@ class Source(EventColumns):
         for key, kinds in (
             ("rows", ("json",)),
             ("strip", ("conll", "text")),
-            ("separator", ("auto", "csv", "tsv", "conll", "aligned", "interactions")),
+            ("separator", ("auto", "csv", "tsv", "conll", "aligned", "interactions", "pixels")),
             ("skip_lines", ("auto", "csv", "tsv", "interactions")),
-            ("image", ("images", "idx", "webdataset")),
+            ("image", ("images", "idx", "webdataset", "pixels")),
+            ("pixels", ("pixels",)),
             ("audio", ("audio",)),
         ):
             if getattr(self, key) and self.kind not in kinds:
