@@ -26,7 +26,8 @@ from groundup.data.order import generator, mix
 from groundup.units import PositiveCount, Share
 
 if TYPE_CHECKING:  # it imports torch, which processes that only encode do without
-    from groundup.data.vectors import Arrays, Int64s, Vectors
+    from groundup.data.packing import Int64s
+    from groundup.data.vectors import Arrays, Vectors
 
 Images = NDArray[np.uint8]
 Draws = NDArray[np.float64]

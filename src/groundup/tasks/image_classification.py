@@ -154,7 +154,7 @@ class _Survey:
 
     def settled(self, config: Config) -> Config:
         """A section whose labels are settled, with the rest settled too."""
-        found = {"image_size": self.config.image_size, "channels": self.config.channels}
+        found: dict[str, Any] = {"image_size": self.config.image_size, "channels": self.config.channels}
         if config.normalise is None and self.pixels:
             means = self.sums / self.pixels
             deviations = np.sqrt(np.maximum(self.squares / self.pixels - means**2, 0))
