@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from groundup.evaluation import labelled_words, words
+from groundup.evaluation import labelled_pictures, labelled_words, words
 from groundup.evaluation.labelled_words import answer_text, figure, interval, name_of
 from groundup.units import show_count
 
@@ -33,6 +33,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         *_labels(data),
         *_slices(data),
         *_mistakes(data),
+        *labelled_pictures.looked_lines(data),
+        *labelled_pictures.where_pictures_are(data),
         "## Cost and provenance",
         "",
         *(f"- {label}: {value}" for label, value in words.cost_rows(data["cost"])),

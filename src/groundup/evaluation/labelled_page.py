@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from groundup.evaluation import charts, labelled_charts, labelled_words, words
+from groundup.evaluation import charts, labelled_charts, labelled_pictures, labelled_words, words
 from groundup.evaluation.charts import Bar
+from groundup.evaluation.labelled_pictures import NONE, Pictures
 from groundup.evaluation.labelled_words import answer_text, figure, interval, name_of
 from groundup.evaluation.page import definitions, document
 from groundup.evaluation.page import figure as framed
@@ -19,12 +20,13 @@ MOST_LABELS = 24
 Data = Mapping[str, Any]
 
 
-def render(data: Data) -> str:
+def render(data: Data, pictures: Pictures = NONE) -> str:
     """The page of a report's data; see `labelled_report.collect` for its keys."""
     sections = [
         _header(data),
         _scores(data),
         _verdicts(data),
+        labelled_pictures.gallery(data, pictures),
         _confusion(data),
         _confidence(data),
         _detection(data),
@@ -32,7 +34,8 @@ def render(data: Data) -> str:
         _slices(data),
         _curves(data),
         _figures(data),
-        _mistakes(data),
+        _mistakes(data, pictures),
+        labelled_pictures.looked(data, pictures),
         _leakage(data),
         _provenance(data),
     ]
@@ -193,31 +196,39 @@ def _cell(name: str, rival: Data) -> str:
     return figure(name, rival["scores"][name]) if name in rival["scores"] else ""
 
 
-def _mistakes(data: Data) -> str:
+def _mistakes(data: Data, pictures: Pictures) -> str:
+    """The worst answers; those with a picture first, the others behind them if there are such."""
     mistakes = data["mistakes"]
     if not mistakes:
         return ""
     known = any(mistake["confidence"] is not None for mistake in mistakes)
     head = f"The {len(mistakes)} most confident mistakes" if known else f"The {len(mistakes)} worst answers"
+    kind, named = data["test"]["kind"], set(data.get("pictures", {}).get("mistakes", ())) & set(pictures.examples)
+    drawn = [mistake for mistake in mistakes if mistake["id"] in named]
+    rest = [mistake for mistake in mistakes if mistake["id"] not in named]
+    table = _mistake_table(rest, kind, known, NONE) if rest else ""
+    if drawn:
+        folded = _folded(f"{len(rest)} more, without pictures", table) if rest else ""
+        table = _mistake_table(drawn, kind, known, pictures) + folded
+    return f"<h2>{head}</h2>{table}"
+
+
+def _mistake_table(mistakes: Sequence[Data], kind: str, known: bool, pictures: Pictures) -> str:
+    first = "<th>picture</th>" if pictures.examples else ""
     last = '<th class="number">confidence</th>' if known else ""
-    rows = "".join(_mistake(mistake, data["test"]["kind"], known) for mistake in mistakes)
-    columns = f"<tr><th>example</th><th>right</th><th>answered</th>{last}</tr>"
-    return f'<h2>{head}</h2><table class="mistakes">{columns}{rows}</table>'
+    rows = "".join(_mistake(mistake, kind, known, pictures) for mistake in mistakes)
+    columns = f"<tr>{first}<th>example</th><th>right</th><th>answered</th>{last}</tr>"
+    return f'<table class="mistakes{" drawn" * bool(first)}">{columns}{rows}</table>'
 
 
-def _mistake(mistake: Data, kind: str, known: bool) -> str:
+def _mistake(mistake: Data, kind: str, known: bool, pictures: Pictures) -> str:
     truth, answer = (answer_text(kind, mistake[key], mistake["shown"]) for key in ("truth", "answer"))
-    sure = f'<td class="number">{_sureness(mistake["confidence"])}</td>' if known else ""
+    drawn = f"<td>{labelled_pictures.of_mistake(mistake, kind, pictures)}</td>" if pictures.examples else ""
+    sure = f'<td class="number">{labelled_pictures.sureness(mistake["confidence"])}</td>' if known else ""
     return (
-        f"<tr><td>{escape(mistake['shown'])}<small>{escape(mistake['id'])}</small></td>"
+        f"<tr>{drawn}<td>{escape(mistake['shown'])}<small>{escape(mistake['id'])}</small></td>"
         f'<td class="truth">{escape(truth)}</td><td class="said">{escape(answer)}</td>{sure}</tr>'
     )
-
-
-def _sureness(confidence: float | None) -> str:
-    if confidence is None:
-        return ""
-    return f"{100 * confidence:.1f} %" if 0 <= confidence <= 1 else f"{confidence:.2f}"
 
 
 def _leakage(data: Data) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from groundup.artifact import Artifact
 from groundup.evaluation import labelled_markdown, labelled_page, page, words
+from groundup.evaluation.labelled_pictures import NONE, Pictures
 from groundup.evaluation.suites import page as suites_page
 from groundup.units import show_bytes, show_count
 
@@ -65,8 +66,8 @@ def cost(model: Artifact) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None}
 
 
-def write(data: Mapping[str, Any], path: Callable[[str], Path]) -> None:
-    """Write the three files; `path` gives the place of a payload file by name.
+def write(data: Mapping[str, Any], path: Callable[[str], Path], pictures: Pictures = NONE) -> None:
+    """Write the three files; `path` gives the place of a payload file by name, `pictures` go into the page.
 
     `data` is what `collecting.collect` gives for a language model, `labelled_report.collect` for a
     labelled task, or `suites.page.collect` for published tests.
@@ -75,7 +76,7 @@ def write(data: Mapping[str, Any], path: Callable[[str], Path]) -> None:
     path("report.json").write_text(text + "\n", encoding="utf-8")
     match data.get("kind"):
         case "labelled":
-            told, drawn = labelled_markdown.markdown(data), labelled_page.render(data)
+            told, drawn = labelled_markdown.markdown(data), labelled_page.render(data, pictures)
         case "suites":
             told, drawn = suites_page.markdown(data), suites_page.render(data)
         case _:
