@@ -24,9 +24,11 @@ from groundup.evaluation import (
     classical_search,
     classical_tagging,
     classical_translation,
+    labelled_pictures,
     labelled_report,
     labelled_words,
     leakage,
+    looking,
     report,
 )
 from groundup.evaluation.labelled import Labelled, System
@@ -139,10 +141,38 @@ def run(wanted: Wanted, inputs: Mapping[str, Input], out: Draft) -> None:
         leakage=found,
         texts=texts,
     )
-    report.write(data, out.path)
+    shown, pictures = _pictures(first, train, examples, test, runs[0], data["mistakes"], wanted, out)
+    data |= shown
+    report.write(data, out.path, pictures)
     out.path("answers.jsonl").write_text(labelled_report.answer_lines(test, runs), encoding="utf-8")
     out.metrics |= {name: score["estimate"] for name, score in data["scores"].items()}
     out.metrics["headline"] = labelled_words.short(data)
+
+
+def _pictures(
+    subject: Subject,
+    train: Sequence[dict[str, Any]],
+    examples: Sequence[dict[str, Any]],
+    test: Labelled,
+    run: System,
+    mistakes: Sequence[dict[str, Any]],
+    wanted: Wanted,
+    out: Draft,
+) -> tuple[dict[str, Any], labelled_pictures.Pictures]:
+    """Examples as the task draws them and what the network looks at, where there are such: what is said, and shown."""
+    said, drawn = labelled_pictures.draw(subject.task, examples, test, run, mistakes, wanted.seed)
+    looked = looking.look(
+        subject.task,
+        subject.runtime.network,
+        examples,
+        train,
+        shown=labelled_pictures.worth_a_look(test, run, mistakes, wanted.seed),
+        seed=wanted.seed,
+        resamples=wanted.resamples,
+        reporter=out.reporter,
+    )
+    seen, strips = labelled_pictures.strips(looked, test, run)
+    return said | seen, labelled_pictures.Pictures(drawn, strips)
 
 
 def _before(
