@@ -21,7 +21,7 @@ from groundup.nn.network import KeepsActivations, Network, create
 
 CASES = [(name, head) for name in catalog.names("models") for head in catalog.load("models", name).HEADS]
 MODELS = catalog.names("models")
-OUTPUTS = {"sequence": 3, "tokens": 5, "span": 2, "image": 3, "features": 3}
+OUTPUTS = {"sequence": 3, "tokens": 5, "span": 2, "image": 3, "features": 3, "click": 1}
 OTHER_INPUTS = {"bert": ("token_type_ids",), "encoder_decoder": ("decoder_input_ids",)}
 """What transformers' classes read beside `input_ids`."""
 OVER_THE_VOCABULARY = ("language", "masked_language", "pretraining", "translation")
@@ -43,6 +43,10 @@ def batch_for(network: Network, rows: int = 3, length: int = 12) -> dict[str, to
     if network.config.name not in OF_TOKENS:
         if hasattr(network.config, "image_shape"):
             return {"pixel_values": torch.randn(rows, *network.config.image_shape, generator=generator)}
+        if hasattr(network.config, "n_entries"):
+            shape = (rows, network.config.n_columns)
+            entries = torch.randint(0, network.config.n_entries, shape, generator=generator)
+            return {"entries": entries, "values": torch.randn(shape, generator=generator)}
         shape = getattr(network.config, "shape", None) or (network.config.n_features,)
         return {"features": torch.randn(rows, *shape, generator=generator)}
     ids = torch.randint(0, network.config.vocab_size, (rows, length), generator=generator)
@@ -231,10 +235,10 @@ def test_parameters_and_flops_are_those_of_the_built_model(name: str, changes: d
 @pytest.mark.parametrize(("name", "changes"), OTHER_VARIANTS)
 def test_parameters_and_flops_of_an_example_are_those_of_the_built_model(name: str, changes: dict[str, object]) -> None:
     model = catalog.load("models", name)
-    network = tiny(name, "image" if "image" in model.HEADS else "features", **changes).eval()
+    network = tiny(name, next(iter(model.HEADS)), **changes).eval()
     assert model.parameters(network.config, 3) == sum(p.numel() for p in network.parameters())
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        assert network(batch_for(network, rows=2)).logits.shape == (2, 3)
+        assert network(batch_for(network, rows=2)).logits.shape == (2, network.outputs)
     assert counter.get_total_flops() == 2 * model.flops_per_example(network.config, 3)
 
 
@@ -315,7 +319,7 @@ def test_an_unknown_head_and_a_row_too_long_are_refused(name: str) -> None:
         return
     with pytest.raises(UserError, match=r"the model reads .*, and the batch has input_ids"):
         network({"input_ids": torch.zeros(1, 5, dtype=torch.long)})
-    with pytest.raises(UserError, match=r"channels, and the model reads|numbers, and the model reads"):
+    with pytest.raises(UserError, match=r"(channels|numbers|entries), and the model reads"):
         network({key: torch.zeros(1, 7, 40, 40) for key in batch_for(network)})
 
 

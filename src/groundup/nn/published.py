@@ -19,6 +19,7 @@ OWN_CLASSES = {
     "sequence": "ForSequenceClassification",
     "tokens": "ForTokenClassification",
     "language": "ForCausalLM",
+    "click": "ForClickPrediction",
     "embedding": "Model",
 }
 """By kind of head, how the class of a family of ours is called in a config.json."""
