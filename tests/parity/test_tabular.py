@@ -127,7 +127,7 @@ def test_a_number_without_a_hidden_layer_is_least_squares_in_standard_deviations
     found = load_diabetes(scaled=False)
     rows = rows_of(found.data, found.target)
     task, network, batch = made(rows, kind="number")
-    assert task.config.unit == pytest.approx((found.target.mean(), found.target.std()), rel=1e-12)
+    assert task.config.label_scale == pytest.approx((found.target.mean(), found.target.std()), rel=1e-12)
     weight_KF, bias_K = weights(network)
     x_EF = batch["features"].numpy()
     apart_E = x_EF @ weight_KF[0] + bias_K[0] - (found.target - found.target.mean()) / found.target.std()

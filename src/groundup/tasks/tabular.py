@@ -59,7 +59,7 @@ class Config(LabelSection):
     """How a missing value is written, in small letters."""
     table: Table | None = None
     """Means, deviations and categories; they follow from the training rows."""
-    unit: tuple[float, float] | None = None
+    label_scale: tuple[float, float] | None = None
     """Mean and standard deviation of the number to be predicted; they follow from the training rows."""
 
     @model_validator(mode="after")
@@ -96,8 +96,8 @@ def settle(config: Config, examples: Iterable[Mapping[str, Any]]) -> Config:
             yield labelled
 
     found = _labels.settle(config, surveyed())
-    unit = config.unit or moments.settled() if config.kind == "number" else None
-    return found.model_copy(update={"table": config.table or survey.table(), "unit": unit})
+    scale = config.label_scale or moments.settled() if config.kind == "number" else None
+    return found.model_copy(update={"table": config.table or survey.table(), "label_scale": scale})
 
 
 def _label_read(config: Config, example: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -132,7 +132,7 @@ class Task(LabelTask):
         self.tokenizer, self.context = tokenizer, context
         self.vector = Vectoriser(config.table, config.reading)
         """An example as (F,) float32: what the network reads, and classical rivals do."""
-        self.mean, self.deviation = config.unit or (0.0, 1.0)
+        self.mean, self.deviation = config.label_scale or (0.0, 1.0)
 
     @property
     def known(self) -> dict[str, int]:
@@ -150,7 +150,7 @@ class Task(LabelTask):
         """What `encode` depends on: the key of encoded shards."""
         c = self.config
         read = {"table": dump(self.vector.table), "missing": c.missing, "blanks": list(c.blanks)}
-        return {"task": c.name, "version": VERSION, "unit": [self.mean, self.deviation], **read} | self.label_encoding
+        return {"task": c.name, "version": VERSION, "scale": [self.mean, self.deviation], **read} | self.label_encoding
 
     @property
     def choices(self) -> dict[str, Any]:
