@@ -28,7 +28,7 @@ from groundup.data.corpus_select import Apart
 from groundup.data.encodings import is_binary
 from groundup.data.source_blocks import Block, cut, is_document
 from groundup.data.source_media import READERS
-from groundup.data.source_rows import read_rows
+from groundup.data.source_rows import Row, read_rows
 from groundup.data.sources import DIGESTED, TOGETHER, Source, SourceFile, find_files
 from groundup.data.splits import SPLITS
 from groundup.errors import DataError
@@ -100,8 +100,12 @@ def _check_rows(source: Source, files: list[SourceFile], settings: Settings | No
     try:
         blocks = cut([source], _probed(source, files), 1 << 16, wanted, settings.split if settings else None)
         rows = (row for block in blocks for row in read_rows(block, source, wanted))
-        first = list(islice(rows, _PROBED_ROWS))
-        if first and all(row.bad for row in first):
+        first: list[Row] = []
+        for row in islice(rows, _PROBED_ROWS):
+            first.append(row)
+            if not row.bad:
+                break
+        if first and first[-1].bad:
             key, also = ("paths", "") if source.kind in DIGESTED else ("text_field", "`text_field`, `encoding` and ")
             what = f"no row of {files[0].name!r} can be read: {first[0].bad}"
             return [Mistake((*path, key), what, f"check {also}`kind`")]

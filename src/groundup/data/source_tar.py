@@ -55,24 +55,26 @@ def open_shard(files: Sequence[SourceFile], source: Source) -> Rows:
     A sample without a picture, or without the label that `keep` asks for, is a bad row. Raises DataError for an
     archive that is none or is cut off, as soon as that shows.
     """
-    file = files[0]
-    stream, taken = file.open_counted()
-    return Rows(_rows(file, source, stream), lambda _: min(file.size, taken()))
+    file, position = files[0], [0]
+    return Rows(_rows(file, source, position), lambda _: min(file.size, position[0]))
 
 
-def _rows(file: SourceFile, source: Source, stream: IO[bytes]) -> Generator[Made, None, None]:
+def _rows(file: SourceFile, source: Source, position: list[int]) -> Generator[Made, None, None]:
+    """The samples of an archive, and in `position` how many of its bytes have been taken for them."""
     labelled = "label" in source.kept.values()
     place, held = 0, list[_Part]()
+    stream, taken = file.open_counted()
     with closing(stream):
         try:
             for part in _parts(stream):
                 if held and held[0].key != part.key:
-                    place += 1
+                    place, position[0] = place + 1, taken()
                     yield _sample(place, held, labelled)
                     held = []
                 held.append(part)
         except (tarfile.TarError, OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise damaged(file, error) from error
+    position[0] = file.size
     if held:
         yield _sample(place + 1, held, labelled)
     elif not place:
