@@ -1,15 +1,17 @@
 """When a loss is trouble: not finite, or far above what the last steps gave.
 
 The measure is robust: the distance to the median of recent losses in median absolute deviations, so
-one wild value does not widen what counts as normal. What to do then follows Chowdhery et al. 2022
-(PaLM, section 5.1): go back to a state from before and leave the offending batches out.
+one wild value does not widen what counts as normal. A few rows that are simply wrong are no trouble,
+though: where nearly all is learnt, one mislabelled row of a small batch is far from the median. What to
+do then follows Chowdhery et al. 2022 (PaLM, section 5.1): go back to a state from before and leave the
+offending batches out.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,9 @@ LEAST = 16
 """With fewer than this, only a loss that is not finite counts."""
 FLOOR = 0.02
 """Deviations below this share of the median are taken as this: a flat curve is not a hair trigger."""
+WRONG = 40.0
+"""Nats that a few rows which nobody could guess add to the loss of a batch before it is divided by its labels: four
+or so of them. A jump that these explain is none; in a batch of thousands of tokens it is next to nothing."""
 REPEATED, WITHIN_STEPS = 3, 1000
 """So many troubles within so many steps stop the run."""
 SCALE = 1.4826
@@ -68,8 +73,17 @@ class Position:
             self.waited += 1
 
 
-def trouble(recent: Sequence[float], loss: float, grad_norm: float, deviations: float | None) -> str | None:
-    """What is wrong with a step's loss and gradient, in words; None if nothing is."""
+def trouble(
+    recent: Sequence[float],
+    loss: float,
+    grad_norm: float,
+    deviations: float | None,
+    labels: Callable[[], int] | None = None,
+) -> str | None:
+    """What is wrong with a step's loss and gradient, in words; None if nothing is.
+
+    `labels` tells by how many labels the loss was divided; without it any jump counts.
+    """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if not math.isfinite(grad_norm):
@@ -77,9 +91,15 @@ def trouble(recent: Sequence[float], loss: float, grad_norm: float, deviations: 
     if deviations is None or len(recent) < LEAST:
         return None
     median = statistics.median(recent)
-    spread = SCALE * statistics.median(abs(x - median) for x in recent)
-    far = (loss - median) / max(spread, FLOOR * abs(median))
-    return f"the loss jumped from about {median:.3f} to {loss:.3f}" if far > deviations else None
+    least = FLOOR * abs(median)
+    if loss <= median or (least and (loss - median) / least <= deviations):
+        return None  # as nearly always; the spread, which takes longer to find, can only bring it nearer
+    spread = max(SCALE * statistics.median(abs(x - median) for x in recent), least)
+    if not spread:
+        return None  # every loss was zero, so there is no measure of how far this one is from them
+    if (loss - median) / spread <= deviations or (labels and loss - median <= WRONG / max(1, labels())):
+        return None
+    return f"the loss jumped from about {median:.3f} to {loss:.3f}"
 
 
 def blamed(position: Position, *, is_spike: bool) -> list[int]:

@@ -86,6 +86,11 @@ class Learner:
         *found, grad_norm = torch.cat([losses, norm.float().reshape(1)]).tolist()
         return Figures(sum(found), dict(zip(share, found, strict=True)), grad_norm)
 
+    def labels(self, parts: Sequence[Batch]) -> int:
+        """The number of labels that the loss of a batch was divided by; of several parts the least."""
+        counts = [self.methods.counts(self.objective, part) for part in parts]
+        return min(sum(one[name] for one in counts) for name in counts[0])
+
     def _joint_gradients(self, parts: Sequence[Batch], share: dict[str, Tensor], step: int) -> Tensor:
         """The parts of a loss that compares the examples of a whole batch; the gradients are left in place."""
         assert self.objective.joint is not None, "only such a loss has a joint one"

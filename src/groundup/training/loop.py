@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,7 +120,9 @@ def train(
 
             parts = [job.loader.micro_batch(at.batch(), m)[0] for m in range(job.loader.micro_batches)]
             figures = learner.gradients(parts, at.step)
-            reason = guard.trouble(at.recent, figures.loss, figures.grad_norm, settings.spike_deviations)
+            reason = guard.trouble(
+                at.recent, figures.loss, figures.grad_norm, settings.spike_deviations, partial(learner.labels, parts)
+            )
             if reason is not None:
                 learner.forget()
                 at = go_back(reason, figures, at, job, learner, states, reporter)
