@@ -199,7 +199,8 @@ def load(
     Raises UserError for a device that is not here, and what `hugging_face.load` raises.
     """
     folder = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
-    network = hugging_face.load(folder).to(pick_device(device))
+    # What a forward pass gives cannot be kept for a backward one, so a head that is applied to it later must not try.
+    network = hugging_face.load(folder).to(pick_device(device)).requires_grad_(False)
     return TorchRuntime(network, max_tokens=max_tokens, max_sequences=max_sequences)
 
 
