@@ -21,6 +21,7 @@ from groundup.errors import DataError
 from groundup.evaluation import (
     answering,
     classical,
+    classical_numbers,
     classical_search,
     classical_tagging,
     classical_translation,
@@ -127,7 +128,7 @@ def run(wanted: Wanted, inputs: Mapping[str, Input], out: Draft) -> None:
     train = list(itertools.islice(corpus.documents("train"), LEAKAGE_ROWS)) if "train" in corpus.splits else []
     texts = [str(row["text"]) for row in train], [str(row["text"]) for row in examples]
     out.reporter.advance("looking for leaks", 0)
-    found = leakage.find(*texts) if train else None
+    found = leakage.find(*texts, only_exact=first.task.tokenizer is None) if train else None
     rivals = _before(first, inputs, corpus, split, count, wanted, out)
     rivals += _rivals(first.task, train, _validation(corpus), examples, test, out) if wanted.rivals else []
     data = labelled_report.collect(
@@ -235,6 +236,8 @@ def _rivals(
 ) -> list[System]:
     """What classical methods answer, having learned from the same training rows."""
     out.reporter.advance("teaching classical rivals", 0)
+    if hasattr(task, "vector"):
+        return _of_vectors(task, train, validation, test, labelled)
     inputs = [_input(task, row) for row in test]
     match task.evaluation:
         case "classes" | "multilabel" | "number":
@@ -255,6 +258,39 @@ def _rivals(
             sources, targets = [task.inputs(row) for row in train], [task.truth(row) for row in train]
             return classical_translation.translators(sources, targets, inputs)
     return []
+
+
+def _of_vectors(
+    task: Any,
+    train: Sequence[dict[str, Any]],
+    validation: Sequence[dict[str, Any]],
+    test: Sequence[dict[str, Any]],
+    labelled: Labelled,
+) -> list[System]:
+    """What they answer where an example is numbers; none of them gives several labels at once."""
+    outside = labelled.out_of_scope
+    most = classical_numbers.most_rows(len(task.vector(test[0])), max(1, len(task.labels)))
+    learned, held_back = (_numbers(task, rows, most, outside) for rows in (train, validation))
+    asked = _vectors(task, [*test, *(validation if outside is not None else ())])
+    if task.evaluation == "number":
+        return classical_numbers.regressors(learned, held_back, asked)
+    if task.evaluation != "classes":
+        return []
+    found = classical_numbers.classifiers(learned, held_back, asked, list(task.labels))
+    if outside is None:
+        return found
+    return [_rejecting(rival, [task.truth(row) for row in validation], labelled) for rival in found]
+
+
+def _numbers(task: Any, rows: Sequence[dict[str, Any]], most: int, outside: str | None) -> classical_numbers.Examples:
+    """Rows as rivals learn from them; only as many become vectors as one of them looks at."""
+    kept = [(row, task.truth(row)) for row in rows]
+    kept = [(row, truth) for row, truth in kept if outside is None or truth != outside]
+    return classical_numbers.Examples(_vectors(task, [row for row, _ in kept[:most]]), [truth for _, truth in kept])
+
+
+def _vectors(task: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    return np.stack([task.vector(row) for row in rows]) if rows else np.empty((0, 0), np.float32)
 
 
 def _rejecting(rival: System, held_out: Sequence[Any], test: Labelled) -> System:
