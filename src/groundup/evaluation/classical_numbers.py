@@ -45,6 +45,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    @property
+    def known(self) -> NDArray[Any]:
+        """What is right for the vectors, (E,)."""
+        return np.asarray(self.truth[: len(self)])
+
     def part(self, rows: Sequence[int]) -> Examples:
         """Some of them, by number."""
         return Examples(self.vectors[list(rows)], [self.truth[i] for i in rows])
@@ -176,11 +181,11 @@ def classifiers(
         return []
     systems = [commonest(train.truth, len(vectors), labels)]
     learned, held_out = held_back(train, validation)
-    if len(set(learned.truth[: len(learned)])) < 2:
+    if len(np.unique(learned.known)) < 2:
         return systems
 
     def quality(model: Any) -> float:
-        return float(np.mean(model.predict(held_out.vectors) == np.asarray(held_out.truth))) if len(held_out) else 0.0
+        return float(np.mean(model.predict(held_out.vectors) == held_out.known)) if len(held_out) else 0.0
 
     for rival, setting, model, rows in _fitted(RIVALS, learned, quality, len(labels), seconds, of_numbers=False):
         answers, shares, sure = _said(model, vectors, labels)
@@ -202,7 +207,7 @@ def regressors(train: Examples, validation: Examples, vectors: Vectors, *, secon
     def quality(model: Any) -> float:
         if not len(held_out):
             return 0.0
-        return -float(np.mean((model.predict(held_out.vectors) - np.asarray(held_out.truth, np.float64)) ** 2))
+        return -float(np.mean((model.predict(held_out.vectors) - held_out.known) ** 2))
 
     for rival, setting, model, rows in _fitted(RIVALS, learned, quality, 1, seconds, of_numbers=True):
         name, described = NAMES_OF_NUMBERS.get(rival.name, (rival.name, rival.described))
@@ -234,7 +239,7 @@ def _fitted(
     features = train.vectors.shape[1]
     for rival in rivals:
         rows = min(len(train), rival.most_rows(features, classes))
-        vectors, truth = train.vectors[:rows], np.asarray(train.truth[:rows])
+        vectors, truth = train.vectors[:rows], train.known[:rows]
         if not of_numbers and len(np.unique(truth)) < 2:
             continue
         make = rival.of_numbers if of_numbers else rival.of_classes
