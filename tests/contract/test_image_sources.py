@@ -201,6 +201,13 @@ def test_label_folders_that_differ_between_splits_are_named() -> None:
     folders({"few/cat/5.png": 5})
     source[1] = {"kind": "images", "paths": "few", "split": "test"}
     assert labels(run(source=source), "test") == ["cat"], "a split may lack a class"
+    folders({"new/unknown/6.png": 6})
+    source = [{"kind": "images", "paths": "train"}, {"kind": "images", "paths": "new", "split": "test"}]
+    assert "test has 'unknown', which train has not" in mistakes(source=source), (
+        "all that is not held out is trained on"
+    )
+    source[1]["keep"] = "image"
+    assert labels(run(source=source), "test") == [None]
 
 
 @pytest.mark.smoke

@@ -78,26 +78,28 @@ def finish_sample(row: dict[str, Any], source: Source) -> dict[str, Any] | str:
 def check_labels(sources: Sequence[Source], files: Iterable[SourceFile]) -> None:
     """Raise DataError if files held out for validation or test lie in folders that name labels `train` has not.
 
-    Told from names alone, before anything is decoded. Other labels are seen by the task that learns them.
+    Told from names alone, before anything is decoded, where all that is trained on are folders of images. What a
+    source without a split of its own holds is trained on. Other labels are seen by the task that learns them.
     """
-    if any(source.split is None or (source.split == "train" and source.kind != "images") for source in sources):
+    if any(source.kind != "images" for source in sources if source.split in (None, "train")):
         return
     found: dict[str, set[str]] = {}
     for file in files:
         source = sources[file.source]
-        if file.kind == "images" and source.kept.get("label") == "label":
-            label = folder_of(file.name) or ""
-            known = source.values.get("label")
-            label = label if known is None else as_text(known.get(label, ""))
-            found.setdefault(str(source.split), set()).add(label)
-    train = found.pop("train", None)
-    for split, labels in found.items() if train else ():
-        assert train is not None
-        strange, absent = sorted(labels - train - {""}), sorted(train - labels - {""})
-        if strange:
+        label = folder_of(file.name)
+        if label is None or file.kind != "images" or source.kept.get("label") != "label":
+            continue
+        known = source.values.get("label")
+        if known is None or label in known:
+            found.setdefault(source.split or "train", set()).add(as_text(known[label]) if known else label)
+    train = found.pop("train", set())
+    for split, labels in found.items():
+        strange, absent = sorted(labels - train), sorted(train - labels)
+        if train and strange:
             what = f"label folders differ between splits: {split} has {_listed(strange)}, which train has not"
             more = f" (and lacks {_listed(absent)}, which train has)" if absent else ""
-            raise DataError(what + more, fix="rename the folders, name them alike by `values`, or `exclude` them")
+            fix = "rename the folders, name them alike by `values`, or `keep: image` where a split has no labels"
+            raise DataError(what + more, fix=fix)
 
 
 def _listed(names: Sequence[str]) -> str:
