@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,10 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 DOCUMENTS = {"language_modeling", "masked_language_modeling"}
 """Tasks of plain documents, whose promises are in test_tasks.py."""
+NO_TOKENS = {
+    "tabular": "test_tabular.py",
+}
+"""Tasks of examples that are no tokens and have one shape, and where their promises are tested."""
 
 
 @cache
@@ -84,7 +89,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_every_task_is_tested_somewhere() -> None:
-    assert set(EXAMPLES) | DOCUMENTS == set(catalog.names("tasks"))
+    assert set(EXAMPLES) | DOCUMENTS | set(NO_TOKENS) == set(catalog.names("tasks"))
+    assert all((Path(__file__).parent / name).is_file() for name in NO_TOKENS.values())
 
 
 def test_a_task_states_what_a_stage_asks_for(name: str) -> None:
