@@ -78,7 +78,7 @@ def looked(rows: list[int]) -> Looked:
         "missing": {"mean": 0.0001, "most": 0.012},
         "methods": [
             method("integrated gradients", 0.9, 0.1, 0.7, 0.9),
-            method("gradient x input", 0.2, 0.1, -0.1, 0.3),
+            method("gradient × input", 0.2, 0.1, -0.1, 0.3),
             method("attention rollout", 0.1, 0.3, -0.3, -0.1),
         ],
     }  # fmt: skip
@@ -155,6 +155,8 @@ def test_the_words_say_where_saliency_is_no_better_than_chance() -> None:
     assert "78 of 784" in good and "falls by 0.90" in good and "random ones by 0.10" in good and "0.70 to 0.90" in good
     assert "90.0 and by 10.0 points" in good and "believe" not in good
     assert "no clear difference from chance: do not believe what it marks" in unclear
+    few = data["saliency"] | {"removed": 1.0, "of": 2.0, "places": "features"}
+    assert "without the most salient of its features (1 of 2)" in labelled_pictures.verdict(few, few["methods"][0])
     assert "matter LESS than random ones: do not believe it" in bad
     assert "less than 0.1" in text and "1.2\N{NO-BREAK SPACE}%" in text
 
@@ -183,8 +185,10 @@ def test_the_data_names_pictures_and_holds_none(tmp_path: Path) -> None:
 
 def test_a_model_without_a_mistake_has_samples_and_a_look() -> None:
     data, pictures = made(wrong=0)
-    page = Page(labelled_page.render(data, pictures))
-    assert len(page.pictures) == 24 + 6 and "confident mistakes" not in page.text and "✗" not in page.text
+    html = labelled_page.render(data, pictures)
+    page = Page(html)
+    assert len(page.pictures) == 24 + 6 and "confident mistakes" not in page.text
+    assert 'class="right-answer"' in html and 'class="wrong-answer"' not in html
     assert labelled_pictures.draw(object(), EXAMPLES, TEST, run(0), [], 0) == ({}, {})
     assert labelled_pictures.strips(None, TEST, run(0)) == ({}, {})
 

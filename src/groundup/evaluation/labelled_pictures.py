@@ -34,8 +34,8 @@ SAMPLES, MISTAKES, LOOKED = 24, 30, 6
 """Pictures of each kind on a page: at most 60."""
 FOR, AGAINST = (0.82, 0.20, 0.10), (0.13, 0.35, 0.77)
 """Colours, red, green and blue from 0 to 1, of what speaks for a class, and against it."""
-PALE = 0.3
-"""How much of its contrast a picture keeps under what is drawn over it."""
+PALE = 0.35
+"""How dark a picture may be under what is drawn over it: the colours are to be seen, the picture only recognised."""
 GAP = 4
 """White pixels between the parts of a strip."""
 
@@ -169,9 +169,13 @@ def _picture(values: NDArray[Any]) -> Pixels:
 
 def overlay(base: Pixels, salience: NDArray[Any]) -> Pixels:
     """A picture (H,W,3), pale and grey, with what speaks for the class over it in red, and against it in blue."""
-    pale = 1 - PALE * (1 - base.mean(-1, keepdims=True))
-    strongest = float(np.quantile(np.abs(salience), 0.995)) or float(np.abs(salience).max()) or 1.0
-    opacity = np.clip(np.abs(salience) / strongest, 0, 1)[..., None] ** 0.8
+    grey = base.mean(-1, keepdims=True)
+    # What most of it looks like is left white, be it light or dark: paper and darkness tell nothing.
+    differs = np.abs(grey - np.median(grey))
+    pale = 1 - PALE * differs / (differs.max() or 1.0)
+    strength = np.abs(salience)
+    strongest = float(np.quantile(strength, 0.99)) or float(strength.max()) or 1.0
+    opacity = np.clip(strength / strongest, 0, 1)[..., None]
     colour = np.where(salience[..., None] > 0, FOR, AGAINST)
     return np.asarray(pale * (1 - opacity) + colour * opacity, np.float64)
 
@@ -209,7 +213,7 @@ def gallery(data: Data, pictures: Pictures) -> str:
     cells = _cells(held["samples"], data["test"]["kind"], pictures.examples)
     caption = (
         f"{len(held['samples'])} of {data['test']['count']:,} test examples, drawn at random. In bold what is right, "
-        "below it the answer and how sure the model was. "
+        "beside it how sure the model was, and of wrong answers (✗) what it said. "
     )
     caption += limits()
     return f'<h2>Samples</h2><div class="gallery">{cells}</div><p class="caption">{escape(caption)}</p>'
@@ -227,11 +231,11 @@ def _cells(shown: Sequence[Data], kind: str, pictures: Mapping[str, bytes], befo
 def _cell(one: Data, kind: str, png: bytes, before: str) -> str:
     truth, answer = answer_text(kind, one["truth"]), answer_text(kind, one["answer"])
     mark, judged = {True: ("✓", "right"), False: ("✗", "wrong"), None: ("", "")}[one["right"]]
-    said = " ".join(part for part in (mark, "" if one["right"] else answer, sureness(one["confidence"])) if part)
+    said = ", ".join(part for part in ("" if one["right"] else answer, sureness(one["confidence"])) if part)
     alt = f"{before}{one['id']}: {truth}, answered {answer}" + (f", {judged}" if judged else "")
     return (
         f"<figure>{element(png, alt)}<figcaption><b>{escape(truth)}</b>"
-        f'<span class="{judged or "said"}-answer">{escape(said)}</span></figcaption></figure>'
+        f'<span class="{judged or "said"}-answer">{mark} {escape(said)}</span></figcaption></figure>'
     )
 
 
@@ -262,7 +266,7 @@ def looked(data: Data, pictures: Pictures) -> str:
     parts = ["what the network read", *(method["name"] for method in found["methods"])]
     caption = f"From left to right: {', '.join(parts)}. Red speaks for the answer, blue against it. "
     caption += "Attention has no sign, so all of it is red. " if "attention rollout" in parts else ""
-    shown = f'<div class="looks">{drawn}</div><p class="caption">{escape(caption + limits())}</p>' if drawn else ""
+    shown = f'<p class="caption">{escape(caption + limits())}</p><div class="looks">{drawn}</div>' if drawn else ""
     notes = f'<p class="caption">{escape(" ".join(explained(found)))}</p>'
     return f'<h2>What it looks at</h2><ul class="verdicts">{items}</ul>{notes}{shown}'
 
@@ -283,9 +287,10 @@ def verdict(found: Data, method: Data) -> str:
     more = f"{score['more']['estimate']:.2f}"
     if score["more"]["low"] is not None:
         more += f", {score['more']['level']:.0%} interval {score['more']['low']:.2f} to {score['more']['high']:.2f}"
+    tenth = " tenth" * (found["of"] >= 10)
     told = (
-        f"By {name}: without the most salient tenth of its {places} ({found['removed']:,.0f} of {found['of']:,.0f}) an "
-        f"example's score for the class answered falls by {salient}, without as many random ones by {random} "
+        f"By {name}: without the most salient{tenth} of its {places} ({found['removed']:,.0f} of {found['of']:,.0f}) "
+        f"an example's score for the class answered falls by {salient}, without as many random ones by {random} "
         f"(difference {more}); its probability by {_points(share['salient'])} and by {_points(share['random'])} points."
     )
     match state(method):

@@ -47,7 +47,7 @@ KINDS = ("classes", "multilabel")
 """Kinds of evaluation whose models give scores of classes."""
 PLACES = {4: "pixels", 3: "points", 2: "features"}
 """What places are called, by the number of axes of a batch."""
-INTEGRATED, TIMES_INPUT, ROLLOUT = "integrated gradients", "gradient x input", "attention rollout"
+INTEGRATED, TIMES_INPUT, ROLLOUT = "integrated gradients", "gradient × input", "attention rollout"
 
 
 @dataclass(frozen=True)
