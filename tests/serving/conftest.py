@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +336,24 @@ def runs() -> Callable[[Coroutine[Any, Any, None]], None]:
         asyncio.run(asyncio.wait_for(coroutine, 120))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from what rows are of (`images`, `recordings`, `table`, `histories`) to a small trained model."""
+    spec = spec_from_file_location("trained", Path(__file__).with_name("trained.py"))
+    assert spec is not None and spec.loader is not None
+    trained = module_from_spec(spec)
+    spec.loader.exec_module(trained)
+    made: dict[str, Path] = {}
+
+    def make(what: str) -> Path:
+        if what not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                folder = tmp_path_factory.mktemp(what)
+                patch.setenv("GROUNDUP_STORE", str(folder / "store"))
+                patch.chdir(folder)
+                made[what] = getattr(trained, f"of_{what}")(folder / what)
+        return made[what]
+
+    return make

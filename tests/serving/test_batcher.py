@@ -25,7 +25,7 @@ class Counted:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
-    def encode(self, row: Any) -> Encoded:
+    def encode(self, row: Any, key: str = "") -> Encoded:
         if row["size"] < 0:
             raise DataError(f"a row of {row['size']} tokens", fix="give some")
         return Encoded(row, row["size"])

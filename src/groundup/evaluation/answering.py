@@ -74,9 +74,15 @@ def example_of(task: Any, row: Any, place: int) -> dict[str, Any]:
     return {"id": place, "source": f"row {place}"} | given
 
 
+NAMES = {
+    "classes": "label", "multilabel": "labels", "number": "number", "tags": "tags", "recommending": "items",
+}  # fmt: skip
+"""By kind of evaluation, what an answer is called; others are texts."""
+
+
 def shown(task: Any, given: Any, temperature: float) -> dict[str, Any]:
     """An answer as a user sees it: under its name, with probabilities by label at a temperature, or a confidence."""
-    name = {"classes": "label", "multilabel": "labels", "number": "number", "tags": "tags"}.get(task.evaluation, "text")
+    name = NAMES.get(task.evaluation, "text")
     found: dict[str, Any] = {name: given.answer}
     if given.probabilities is not None:
         shares = given.probabilities
@@ -123,11 +129,15 @@ class Alone(NamedTuple):
     lengths: list[int]
 
 
-def encode_alone(task: Any, example: Mapping[str, Any]) -> Alone:
-    """An example as the rows that the model reads of it. Raises DataError for one the task cannot read."""
+def encode_alone(task: Any, example: Mapping[str, Any], columns: Mapping[str, Any] | None = None) -> Alone:
+    """An example as the rows that the model reads of it, by its columns where it was encoded already.
+
+    Raises DataError for an example that the task cannot read.
+    """
     from groundup.data.sample import Documents  # brings pyarrow, which a server's front can do without
 
-    rows = task.rows(Documents([example], task.encode), 0, held_out=True)
+    encode = task.encode if columns is None else lambda _: dict(columns)
+    rows = task.rows(Documents([example], encode), 0, held_out=True)
     lengths = getattr(rows, "costs", rows.lengths)
     return Alone(example, [rows.row(index, 0) for index in range(len(rows))], lengths.tolist())
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +24,7 @@ from torch.nn import functional as F
 from groundup.errors import DataError, GroundupError, UserError
 from groundup.evaluation import answering
 from groundup.runtimes.torch import TorchRuntime
+from groundup.serving.unpacking import Unpacker
 from groundup.text.framing import Frame
 from groundup.text.tokenizers import Tokenizer
 
@@ -53,8 +56,11 @@ class Encoded(NamedTuple):
 class Answerer(Protocol):
     """A model that answers rows."""
 
-    def encode(self, row: Any) -> Encoded:
-        """A row, ready to be computed. Raises GroundupError for one that cannot be read."""
+    def encode(self, row: Any, key: str = "") -> Encoded | Future[Encoded]:
+        """A row, ready to be computed, or that in a while. Raises GroundupError for one that cannot be read.
+
+        `key` is whose row it is. Raises Full where rows that are read in a while have no place to wait.
+        """
 
     def answer(self, rows: Sequence[Encoded]) -> list[Any]:
         """The answers to rows computed together, in order, as plain data."""
@@ -63,15 +69,41 @@ class Answerer(Protocol):
 class TaskAnswerer:
     """Answers of a labelled task: those of `groundup.load(…).predict(rows)`."""
 
-    def __init__(self, task: Any, runtime: TorchRuntime, *, temperature: float, batch_tokens: int) -> None:
-        """`temperature` is what probabilities are shown at."""
-        self.task, self.runtime, self.temperature, self.batch_tokens = task, runtime, temperature, batch_tokens
+    def __init__(
+        self,
+        task: Any,
+        runtime: TorchRuntime,
+        *,
+        temperature: float,
+        batch_tokens: int,
+        media: Mapping[str, str] = {},
+        unpacker: Unpacker | None = None,
+    ) -> None:
+        """`temperature` is what probabilities are shown at.
 
-    def encode(self, row: Any) -> Encoded:
+        `media` are columns that hold a file, `image` or `audio`; rows with these are encoded by the `unpacker`.
+        """
+        self.task, self.runtime, self.temperature, self.batch_tokens = task, runtime, temperature, batch_tokens
+        self.media, self.unpacker = media, unpacker
+
+    def encode(self, row: Any, key: str = "") -> Encoded | Future[Encoded]:
         """The rows of an example. Raises DataError for a column that is missing or of another kind."""
         require_plain(row)
-        alone = answering.encode_alone(self.task, answering.example_of(self.task, row, 0))
-        return Encoded(alone, sum(alone.lengths))
+        example = answering.example_of(self.task, row, 0)
+        for column, medium in self.media.items():
+            # Only ever bytes: a text might be the path of a file of this machine.
+            if not isinstance(example.get(column), bytes):
+                raise DataError(
+                    f"no {medium} in the column {column!r}", fix=f"give the bytes of an {medium} file there"
+                )
+        if not self.media or self.unpacker is None:
+            return self._encoded(example, None)
+        return self.unpacker.submit(self.task.config, example, partial(self._encoded, example), key=key)
+
+    def _encoded(self, example: Mapping[str, Any], columns: Mapping[str, Any] | None) -> Encoded:
+        alone = answering.encode_alone(self.task, example, columns)
+        without_files = {name: value for name, value in example.items() if name not in self.media}
+        return Encoded(alone._replace(example=without_files), sum(alone.lengths))
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Encoded]) -> list[Any]:
@@ -136,7 +168,7 @@ class SentenceEncoder:
         longest = min(pooling.max_tokens or runtime.context, runtime.context)
         self.frame = Frame.of(tokenizer, pair=False, context=longest)
 
-    def encode(self, row: Any) -> Encoded:
+    def encode(self, row: Any, key: str = "") -> Encoded:
         """The framed tokens of a text, cut to the longest the encoder reads. Raises DataError for what is no text."""
         text = row if isinstance(row, str) else row.get(self.column) if isinstance(row, Mapping) else None
         if not isinstance(text, str):

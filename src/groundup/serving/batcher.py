@@ -6,7 +6,8 @@ rows holds up nobody else's single one. A batch goes when it is full (rows or to
 there is other work to share it with.
 
 A row that cannot be read, or breaks the computation, fails alone: its batch is halved until the culprit stands by
-itself. Everything is bounded; a request whose deadline passes before all its rows are computed fails whole.
+itself. A row with a file in it is encoded elsewhere (`unpacking.py`) and waits for its batch when it comes back.
+Everything is bounded; a request whose deadline passes before all its rows are computed fails whole.
 """
 
 from __future__ import annotations
@@ -16,23 +17,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from groundup.errors import GroundupError
 from groundup.serving import faults, wire
 from groundup.serving.answerers import Answerer, Encoded, NotNumbers
+from groundup.serving.faults import Full as Full
 from groundup.serving.wire import Frame
 
 log = logging.getLogger(__name__)
-
-
-class Full(GroundupError):
-    """The queue has no place for a request; one is likely there after `retry_after_s`."""
-
-    def __init__(self, what: str, retry_after_s: float) -> None:
-        super().__init__(what, fix="send it again a little later, or send less at once")
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,16 @@ class Waiting:
     since: float
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A row that is being encoded elsewhere: it has a file in it."""
+
+    job: Job
+    place: int
+    key: str
+    row: Future[Encoded]
+
+
 @dataclass
 class Figures:
     """What was done since the start."""
@@ -96,6 +101,7 @@ class Batcher:
         self._queues: dict[str, deque[Waiting]] = {}
         """By key; the key whose turn it is comes first."""
         self._jobs: dict[int, Job] = {}
+        self._unread: list[Unread] = []
 
     # ------------------------------------------------------------------------------ requests come and go
 
@@ -107,24 +113,44 @@ class Batcher:
         size = len(request.rows)
         job = Job(request.id, due, [None] * size, [0] * size, size)
         readable: list[Waiting] = []
-        for place, row in enumerate(request.rows):
-            try:
-                encoded = self.answerer.encode(row)
-            except Exception as error:
-                self._put(job, place, _failed(error))
-            else:
-                job.tokens[place] = encoded.tokens
-                readable.append(Waiting(job, place, encoded, now))
-        tokens = sum(one.row.tokens for one in readable)
-        if self.waiting_tokens and self.waiting_tokens + tokens > self.limits.max_waiting_tokens:
-            raise self._full(f"{self.waiting_tokens} tokens are waiting already, and this request has {tokens}")
+        unread: list[Unread] = []
+        try:
+            for place, row in enumerate(request.rows):
+                self._begin(job, place, row, request.key, readable, unread)
+            tokens = sum(one.row.tokens for one in readable)
+            if self.waiting_tokens and self.waiting_tokens + tokens > self.limits.max_waiting_tokens:
+                raise self._full(f"{self.waiting_tokens} tokens are waiting already, and this request has {tokens}")
+        except Full:
+            for one in unread:
+                one.row.cancel()
+            raise
         if not job.missing:
             return [job.answered()]
         self._jobs[job.id] = job
-        self._queues.setdefault(request.key, deque()).extend(readable)
-        self.waiting_rows += len(readable)
-        self.waiting_tokens += tokens
+        self._unread += unread
+        for waiting in readable:
+            self._queue(waiting, request.key)
         return []
+
+    def _begin(self, job: Job, place: int, row: Any, key: str, readable: list[Waiting], unread: list[Unread]) -> None:
+        """Encode a row, or have it encoded. Raises Full."""
+        try:
+            encoded = self.answerer.encode(row, key)
+        except Full:
+            raise
+        except Exception as error:
+            self._put(job, place, _failed(error))
+            return
+        if isinstance(encoded, Future):
+            unread.append(Unread(job, place, key, encoded))
+            return
+        job.tokens[place] = encoded.tokens
+        readable.append(Waiting(job, place, encoded, self.clock()))
+
+    def _queue(self, one: Waiting, key: str) -> None:
+        self._queues.setdefault(key, deque()).append(one)
+        self.waiting_rows += 1
+        self.waiting_tokens += one.row.tokens
 
     def cancel(self, number: int) -> None:
         """Give up a request; it is no mistake if there is none of that number."""
@@ -140,12 +166,16 @@ class Batcher:
         ]
         self._jobs.clear()
         self._queues.clear()
+        for one in self._unread:
+            one.row.cancel()
+        self._unread.clear()
         self.waiting_rows = self.waiting_tokens = 0
         return gone
 
     def _require_room(self, rows: int) -> None:
-        if self.waiting_rows and self.waiting_rows + rows > self.limits.max_waiting_rows:
-            raise self._full(f"{self.waiting_rows} rows are waiting already, and this request has {rows}")
+        waiting = self.waiting_rows + len(self._unread)
+        if waiting and waiting + rows > self.limits.max_waiting_rows:
+            raise self._full(f"{waiting} rows are waiting already, and this request has {rows}")
 
     def _full(self, what: str) -> Full:
         spent = self.figures.computing_s
@@ -156,24 +186,28 @@ class Batcher:
 
     @property
     def has_work(self) -> bool:
-        """Whether any row waits."""
-        return self.waiting_rows > 0
+        """Whether any row waits, or is being read."""
+        return self.waiting_rows > 0 or bool(self._unread)
 
     def due_in(self, *, is_idle: bool) -> float | None:
         """Seconds until there is something to do: 0 for now, None while nothing waits."""
         if not self.has_work:
             return None
-        if is_idle or self.waiting_rows >= self.limits.max_rows or self.waiting_tokens >= self.limits.max_tokens:
+        if any(one.row.done() for one in self._unread):
             return 0.0
         now = self.clock()
-        oldest = min(queue[0].since for queue in self._queues.values())
         nearest = min(job.due for job in self._jobs.values())
+        if not self.waiting_rows:
+            return max(0.0, nearest - now) if math.isfinite(nearest) else None
+        if is_idle or self.waiting_rows >= self.limits.max_rows or self.waiting_tokens >= self.limits.max_tokens:
+            return 0.0
+        oldest = min(queue[0].since for queue in self._queues.values())
         return max(0.0, min(oldest + self.limits.max_wait_s, nearest) - now)
 
     def step(self, *, is_idle: bool) -> list[Frame]:
         """Compute one batch if one is due, and say what became of whom."""
-        frames = self._expire()
-        if self.due_in(is_idle=is_idle) != 0.0:
+        frames = [*self._expire(), *self._read()]
+        if not self.waiting_rows or self.due_in(is_idle=is_idle) != 0.0:
             return frames
         batch = self._next_batch()
         start = time.perf_counter()
@@ -194,12 +228,31 @@ class Batcher:
         done = self.figures
         return {
             "running": 0,
-            "waiting": self.waiting_rows,
+            "waiting": self.waiting_rows + len(self._unread),
             "waiting_tokens": self.waiting_tokens,
             "batches": done.batches,
             "rows": done.rows,
             "prompt_tokens": done.tokens,
         }
+
+    def _read(self) -> list[Frame]:
+        """Queue the rows that were read meanwhile; the answers of requests that end because none could be."""
+        done = [one for one in self._unread if one.row.done()]
+        if not done:
+            return []
+        self._unread = [one for one in self._unread if not one.row.done()]
+        for one in done:
+            error = one.row.exception()
+            if error is not None:
+                self._put(one.job, one.place, _failed(error))
+                continue
+            encoded = one.row.result()
+            one.job.tokens[one.place] = encoded.tokens
+            self._queue(Waiting(one.job, one.place, encoded, self.clock()), one.key)
+        over = {one.job.id: one.job for one in done if not one.job.missing}
+        for number in over:
+            self._jobs.pop(number, None)
+        return [job.answered() for job in over.values()]
 
     def _next_batch(self) -> list[Waiting]:
         """One row of each key in turn, until the batch is full; at least one."""
@@ -248,6 +301,9 @@ class Batcher:
 
     def _sweep(self) -> None:
         """Drop the rows of requests that are over."""
+        for unread in [one for one in self._unread if one.job.is_over]:
+            unread.row.cancel()
+            self._unread.remove(unread)
         for key, queue in list(self._queues.items()):
             kept = deque(one for one in queue if not one.job.is_over)
             if kept:
@@ -258,7 +314,7 @@ class Batcher:
         self.waiting_rows, self.waiting_tokens = len(rows), sum(one.row.tokens for one in rows)
 
 
-def _failed(error: Exception) -> dict[str, Any]:
+def _failed(error: BaseException) -> dict[str, Any]:
     """What stands in the place of an answer that failed: a caller's mistake, or a fault of ours, which is logged."""
     if isinstance(error, GroundupError):
         code = "bad_logits" if isinstance(error, NotNumbers) else "bad_request"

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 
 from groundup.errors import UserError
+from groundup.serving.inputs import cost_of
 from groundup.serving.models import WIDTH, Facts, Options
 from groundup.units import show_bytes, show_count
 
@@ -33,6 +34,8 @@ CACHE_MOST = 4 << 30
 """Bytes of a cache whose size is not given: a server that was not asked to does not take half of a large machine."""
 DECODE, PREFILL = 0.65, 0.6
 """The shares of bandwidth and of arithmetic that are reached in practice."""
+MAPS = 64
+"""Numbers that a layer and its neighbours hold for each number of an array that is read: an image becomes maps."""
 PROBE_BYTES = 64 << 20
 """Read in one go to measure bandwidth: more than a core's share of any cache."""
 GROUPS = (
@@ -194,6 +197,9 @@ def _context(facts: Facts, options: Options) -> int:
 def _workspace(facts: Facts, options: Options) -> int:
     """Bytes that a step needs beside weights and cache: scores over the vocabulary in several copies (drawing sorts
     them), and what a layer holds of its tokens at the same time, some sixteen times their width."""
+    if facts.row_numbers:
+        together = max(1, options.max_batch_tokens // cost_of(facts.row_numbers))
+        return WIDTH * MAPS * facts.row_numbers * min(options.max_batch_rows, together)
     rows = options.max_sequences if facts.kind == "generate" else 0
     tokens = options.step_tokens if facts.kind == "generate" else options.max_batch_tokens
     return WIDTH * (4 * rows * facts.vocab_size + 16 * tokens * facts.width)

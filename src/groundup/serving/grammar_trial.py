@@ -15,10 +15,10 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from typing import Any
 
 from groundup.errors import GroundupError, UserError
+from groundup.serving import process as processes
 
 TRIAL_S = 3.0
 """Seconds that reading a grammar may take."""
@@ -135,20 +135,8 @@ def _serve() -> None:
         del matcher  # before the next is read: memory is limited
 
 
-def _limit_memory() -> None:
-    """Let this process have MEMORY more than it has now; where the system knows no such limit, time alone limits it."""
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        import psutil
-
-        most = psutil.Process().memory_info().vms + STACK + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 if __name__ == "__main__":
     import llguidance  # noqa: F401 - loaded before memory is limited
 
-    _limit_memory()
+    processes.limit_memory(STACK + MEMORY)  # where that is not known, time alone limits it
     in_deep_thread(_serve).join()

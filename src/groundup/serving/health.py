@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
-from groundup.serving import wire
+from groundup.serving import inputs, wire
 from groundup.serving.client import Client, EngineFault
 from groundup.serving.models import Facts
 
@@ -76,4 +76,4 @@ class Health:
 
 def probe_row(facts: Facts) -> Mapping[str, Any]:
     """The shortest row that a model can answer."""
-    return {column: ["a"] if role == "tokens" else "a" for role, column in facts.columns.items()}
+    return inputs.sample(facts.columns, facts.media, facts.form)

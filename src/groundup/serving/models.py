@@ -22,6 +22,7 @@ from groundup.artifact import MANIFEST, Artifact, digest_data, digest_file, open
 from groundup.config import Named
 from groundup.errors import ArtifactError, UserError, nearest
 from groundup.evaluation import answering
+from groundup.serving.inputs import ROUTES, Inputs, inputs_of
 from groundup.text.templates import read_templates
 
 Kind = Literal["generate", "answer", "embed"]
@@ -46,14 +47,6 @@ READ = (
 )
 """The files of a directory without a manifest that are read when it is served: they make up its digest."""
 ADAPTER = "adapter_config.json"
-ROLES = {
-    "text_classification": {"text": "text", "pair": "pair"},
-    "token_tagging": {"tokens": "tokens"},
-    "span_qa": {"question": "question", "passage": "context"},
-    "translation": {"text": "source"},
-    "embedding": {"text": "text"},
-}
-"""For each labelled task: what a row is made of, and the setting of the task that names its column."""
 Positive = Annotated[int, Field(gt=0)]
 WIDTH = 4
 """Bytes of a number in memory: weights and cache are held in fp32."""
@@ -142,7 +135,15 @@ class Facts:
     """Of its hidden states, where the config says so."""
     labels: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The column of a row that each part is read from: `text`, `pair`, `tokens`, `question`, `passage`."""
+    """The column of a row that each part is read from: `text`, `pair`, `tokens`, `question`, `passage`, `image`, …"""
+    evaluation: str = ""
+    """How answers of a labelled task are compared with truths, and so what is asked: see `inputs.ROUTES`."""
+    media: Mapping[str, str] = field(default_factory=dict)
+    """Columns of a row that hold a file: `image` or `audio`, by column."""
+    form: Mapping[str, Any] = field(default_factory=dict)
+    """What a form for one row has to know; see `inputs.Inputs`."""
+    row_numbers: int = 0
+    """Numbers of a row, where every row is an array of one shape; 0 for rows of tokens."""
     licences: Mapping[str, str] = field(default_factory=dict)
     signed_by: str | None = None
     """The id of the key that signed it, where that was asked for."""
@@ -239,13 +240,11 @@ def facts_of(checked: Checked) -> Facts:
     """What a checked directory holds, from its config.json, its manifest and the heads of its weight files."""
     folder, given = checked.folder, _json(checked.folder / "config.json")
     section = task_of(checked, given)
-    kind = _kind(section, given, folder)
+    asked = inputs_of(section, has_tokenizer=(folder / "tokenizer.json").is_file())
+    kind = _kind(section, asked, given, folder)
     sizes = _sizes(folder)
     settings = _json(folder / "tokenizer_config.json")
-    roles = {} if section is None else ROLES.get(section.name, {})
-    columns = {role: getattr(section, setting) for role, setting in roles.items()}
-    if kind == "embed" and not columns:
-        columns = {"text": "text"}
+    columns = {"text": "text"} if kind == "embed" and not asked.columns else asked.columns
     return Facts(
         folder=str(folder),
         kind=kind,
@@ -261,7 +260,11 @@ def facts_of(checked: Checked) -> Facts:
         chats=kind == "generate" and read_templates(folder, settings) is not None,
         width=_first(given, *_WIDTHS),
         labels=tuple(getattr(section, "labels", None) or ()),
-        columns={role: column for role, column in columns.items() if column},
+        columns=columns,
+        evaluation=asked.evaluation,
+        media=asked.media,
+        form=asked.form,
+        row_numbers=asked.numbers,
         licences=dict(checked.manifest.get("licences", {})),
         signed_by=checked.signed_by,
     )
@@ -284,10 +287,12 @@ def task_of(checked: Checked, given: Mapping[str, Any]) -> Named | None:
     return None
 
 
-def _kind(section: Named | None, given: Mapping[str, Any], folder: Path) -> Kind:
+def _kind(section: Named | None, asked: Inputs, given: Mapping[str, Any], folder: Path) -> Kind:
     """What can be asked of a model. Raises UserError for one that has nothing to say."""
-    if section is not None and section.name in ROLES:
-        return "embed" if section.name == "embedding" else "answer"
+    if section is not None and section.name == "embedding":
+        return "embed"
+    if asked.evaluation in ROUTES:
+        return "answer"
     heads = [str(name) for name in given.get("architectures") or ()]
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in heads):
         return "generate"

@@ -22,7 +22,7 @@ from groundup.artifact import digest_file, write_whole
 from groundup.errors import DataError, GroundupError, Interrupted, MissingExtra, UserError, nearest
 from groundup.progress import Reporter, interrupt_requested, interruptible
 from groundup.serving import wire
-from groundup.serving.api import openai_chat, openai_completions
+from groundup.serving.api import media, openai_chat, openai_completions
 from groundup.serving.api.calling import Api, Caller
 from groundup.serving.api.jsonl import mended
 from groundup.serving.api.registry import Registry, Served
@@ -37,6 +37,8 @@ AT_ONCE = {"generate": 64, "answer": 8, "embed": 8}
 """Calls to the engine that are under way together, by kind of model."""
 ROWS = 64
 """Rows of one call, for models that answer rows together."""
+WITH_FILES, WITH_FILES_AT_ONCE = 8, 4
+"""The same, and calls under way together, where rows have files in them: these are held in memory."""
 WEEK_S = 7 * 86400.0
 NAME = "model"
 Answer = Callable[[list[Any]], Awaitable[list[dict[str, Any]]]]
@@ -54,10 +56,11 @@ def predict(
 ) -> dict[str, int]:
     """Answer every row of the JSON lines in `source`, one line a row in `target`; how many, and how many failed.
 
-    A row is a text, or a mapping with the columns of the model's task; for a model that continues texts, with
-    `prompt` or `messages` and whatever else a request may say. `given` is said for every row that does not say
-    otherwise. A row's `id` is carried over. A row that fails has an `error` in its place. Raises UserError for a
-    target that is there, or half there of another run; Interrupted, with what was answered kept.
+    A row is a text, or a mapping with the columns of the model's task, where files are base64 or paths that begin at
+    the folder of `source`; for a model that continues texts, with `prompt` or `messages` and whatever else a request
+    may say. `given` is said for every row that does not say otherwise. A row's `id` is carried over. A row that fails
+    has an `error` in its place. Raises UserError for a target that is there, or half there of another run;
+    Interrupted, with what was answered kept.
     """
     if not source.is_file():
         raise UserError(f"there is no file {str(source)!r}", where="--in", fix="give JSON lines, one row each")
@@ -84,15 +87,16 @@ async def _predict(
         if adapter is not None:
             served = await registry.load_adapter("adapter", str(adapter), NAME)
         api = Api(client, registry, Settings(max_time=WEEK_S, max_new_tokens=1 << 20, max_rows=1 << 20))
-        answer = _answerer(api, served, given)
+        answer = _answerer(api, served, given, source.parent)
         done = _begun(part, {"model": served.digest, "input": digest_file(source), "given": given})
         failed = sum("error" in entry for entry in done)
         total = sum(1 for _ in _lines(source))
         written = len(done)
-        size = 1 if served.facts.kind == "generate" else ROWS
+        at_once = WITH_FILES_AT_ONCE if served.facts.media else AT_ONCE[served.facts.kind]
+        size = 1 if served.facts.kind == "generate" else WITH_FILES if served.facts.media else ROWS
         rest = _grouped(islice(_rows(source), written, None), size)
         with part.open("a", encoding="utf-8") as file:
-            async for answers in _in_order(rest, answer, AT_ONCE[served.facts.kind]):
+            async for answers in _in_order(rest, answer, at_once):
                 for one in answers:
                     file.write(json.dumps(one, ensure_ascii=False) + "\n")
                 file.flush()
@@ -121,8 +125,11 @@ def _begun(part: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def _answerer(api: Api, served: Served, given: Mapping[str, Any]) -> Answer:
-    """What answers a group of rows. Raises UserError for settings that a request does not know."""
+def _answerer(api: Api, served: Served, given: Mapping[str, Any], beside: Path) -> Answer:
+    """What answers a group of rows; files are named from the folder `beside` them on.
+
+    Raises UserError for settings that a request does not know.
+    """
     if served.facts.kind == "generate":
         known = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
         for name in given:
@@ -131,7 +138,7 @@ def _answerer(api: Api, served: Served, given: Mapping[str, Any]) -> Answer:
         return lambda rows: _continued(api, served, rows, given)
     if given:
         raise UserError("this model answers rows, and has no settings", where="--set", fix="leave them out")
-    return lambda rows: _answered(api, served, rows)
+    return lambda rows: _answered(api, served, rows, beside)
 
 
 async def _continued(api: Api, served: Served, rows: list[Any], given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -164,12 +171,30 @@ async def _text(api: Api, served: Served, row: Any, given: Mapping[str, Any]) ->
     return _carried(row) | (shown[0] if len(shown) == 1 else {"choices": shown})
 
 
-async def _answered(api: Api, served: Served, rows: list[Any]) -> list[dict[str, Any]]:
+async def _answered(api: Api, served: Served, rows: list[Any], beside: Path) -> list[dict[str, Any]]:
     """The answers to rows of a labelled task, or their vectors."""
     column = next(iter(served.facts.columns.values()), "text")
     asked = [{column: row} if isinstance(row, str) else row for row in rows]
+    if served.facts.media:
+        return await _with_files(api, served, asked, beside)
     found = await api.client.answer(wire.Answer(served.model, asked))
     return [_carried(row) | dict(answer) for row, answer in zip(rows, found.answers, strict=True)]
+
+
+async def _with_files(api: Api, served: Served, rows: list[Any], beside: Path) -> list[dict[str, Any]]:
+    """The answers to rows that name files by their paths, or hold them in base64; a bad file fails alone."""
+    most_bytes = api.settings.max_media
+    answers: list[dict[str, Any]] = []
+    readable: list[dict[str, Any]] = []
+    for row in rows:
+        answers.append(_carried(row))
+        try:
+            readable += media.opened(served.facts, [row], most_bytes=most_bytes, beside=beside)
+        except GroundupError as error:
+            answers[-1] |= _error(error)
+    found = await api.client.answer(wire.Answer(served.model, readable)) if readable else wire.Answered(0, [])
+    given = iter(found.answers)
+    return [one if "error" in one else one | dict(next(given)) for one in answers]
 
 
 def _carried(row: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from groundup.serving.answerers import Answerer, Pooling, SentenceEncoder, TaskA
 from groundup.serving.batcher import Batcher, Limits
 from groundup.serving.generating import Generating
 from groundup.serving.models import Checked, Facts, Options
+from groundup.serving.unpacking import Unpacker
 from groundup.text.tokenizers import Tokenizer
 
 
@@ -30,10 +31,13 @@ class Opened:
     work: Generating | Batcher
 
 
-def open_model(name: str, path: str, options: Options, *, promised_bytes: int = 0) -> Opened:
+def open_model(
+    name: str, path: str, options: Options, *, promised_bytes: int = 0, unpacker: Unpacker | None = None
+) -> Opened:
     """Check and open the model at a path.
 
-    `promised_bytes` of the memory that is free now are others', who will take them as their caches fill. Raises
+    `promised_bytes` of the memory that is free now are others', who will take them as their caches fill. Files in
+    rows are read by the `unpacker`, and without one while everything else waits. Raises
     UserError for a model that cannot be served or does not fit into memory, and ArtifactError for one that is damaged
     or not signed as asked.
     """
@@ -46,14 +50,16 @@ def open_model(name: str, path: str, options: Options, *, promised_bytes: int = 
     )
     facts = dataclasses.replace(facts, context=min(facts.context, runtime.max_tokens))
     if facts.kind != "generate":
-        return Opened(name, facts, Batcher(_answerer(checked, facts, options, runtime), _limits(options)))
+        return Opened(name, facts, Batcher(_answerer(checked, facts, options, runtime, unpacker), _limits(options)))
     if not runtime.causal:
         fix = "serve a model that continues texts, one tuned for a labelled task, or a sentence encoder"
         raise UserError("the model reads a whole text at once and cannot continue one", where=path, fix=fix)
     return Opened(name, facts, Generating(name, runtime, facts, options, cache_bytes=room.cache))
 
 
-def _answerer(checked: Checked, facts: Facts, options: Options, runtime: TorchRuntime) -> Answerer:
+def _answerer(
+    checked: Checked, facts: Facts, options: Options, runtime: TorchRuntime, unpacker: Unpacker | None
+) -> Answerer:
     if facts.kind == "embed":
         tokenizer = Tokenizer.load(checked.folder)
         return SentenceEncoder(runtime, tokenizer, Pooling.of(checked.folder), column=facts.columns["text"])
@@ -64,6 +70,8 @@ def _answerer(checked: Checked, facts: Facts, options: Options, runtime: TorchRu
         runtime,
         temperature=answering.temperature_of(checked.folder),
         batch_tokens=options.max_batch_tokens,
+        media=facts.media,
+        unpacker=unpacker,
     )
 
 

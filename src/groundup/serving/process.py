@@ -30,6 +30,18 @@ def settle() -> None:
     end_with_parent()
 
 
+def limit_memory(more: int) -> None:
+    """Let this process have so many bytes more than it has now; does nothing where the system knows no such limit."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        import psutil
+
+        most = psutil.Process().memory_info().vms + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def end_with_parent() -> None:
     """End this process when the one that started it is gone, even in the middle of a step that never ends."""
     parent = os.getppid()

@@ -21,7 +21,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import torch
 
@@ -32,6 +32,7 @@ from groundup.serving.engine import QueueFull
 from groundup.serving.generating import Generating, Unknown
 from groundup.serving.models import Options
 from groundup.serving.opening import Opened, open_model
+from groundup.serving.unpacking import Unpacker
 from groundup.serving.wire import Failed, Frame
 
 log = logging.getLogger(__name__)
@@ -103,11 +104,12 @@ class Worker:
         """Of these, the numbers of those that nobody waits for any more."""
         self._opened: queue.SimpleQueue[Callable[[], Frame]] = queue.SimpleQueue()
         """What threads have prepared, to be put in place by the loop."""
+        self._unpacker = Unpacker(link.wake)
         self._is_stopping = False
 
     def run(self) -> None:
         """Serve until Stop, or until the front is gone."""
-        with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        with closing(self._unpacker), suppress(EOFError, BrokenPipeError, ConnectionResetError):
             self.link.send([wire.Ready(os.getpid(), torch.get_num_threads())])
             while not self._is_stopping:
                 frames = [answer for frame in self.link.receive(self._patience()) for answer in self._take(frame)]
@@ -218,7 +220,9 @@ class Worker:
         def work() -> None:
             try:
                 options = Options.of_data(frame.options)
-                opened: Opened | Exception = open_model(frame.model, frame.path, options, promised_bytes=promised)
+                opened: Opened | Exception = open_model(
+                    frame.model, frame.path, options, promised_bytes=promised, unpacker=self._unpacker
+                )
             except Exception as error:
                 opened = error
             self._opened.put(lambda: self._place(frame, opened))

@@ -34,12 +34,12 @@ from groundup.serving.api.schemas import (
     CompletionRequest,
     EmbeddingRequest,
     QuestionRequest,
-    RerankRequest,
     RowsRequest,
     ScoreRequest,
 )
 from groundup.serving.api.streams import EventStream
 from groundup.serving.api.strict_route import StrictRoute
+from groundup.serving.api.task_routes import task_routes
 from groundup.studio import page as studio
 
 if TYPE_CHECKING:
@@ -98,10 +98,11 @@ def create_app(
         telemetry=SILENT,
     )
     app.router.route_class = StrictRoute
+    app.state.settings = api.settings
     app.include_router(_open_routes(is_ready))
     app.include_router(_model_routes(api))
     app.include_router(_openai_routes(api))
-    app.include_router(_task_routes(api))
+    app.include_router(task_routes(api))
     app.include_router(_file_routes(files, batches))
     app.include_router(_batch_routes(batches))
     app.include_router(admin_routes(api, drain, restart))
@@ -172,42 +173,6 @@ def _openai_routes(api: Api) -> APIRouter:
     async def score(request: Request, body: ScoreRequest) -> Response:
         """The log-probabilities of given texts."""
         return json_response(await tasks.score(api, Caller.of(request.scope), body))
-
-    return router
-
-
-def _task_routes(api: Api) -> APIRouter:
-    router = _router("tasks")
-
-    @router.post("/v1/embeddings")
-    async def create_embeddings(request: Request, body: EmbeddingRequest) -> Response:
-        """Vectors of texts."""
-        return json_response(await embeddings.embed(api, Caller.of(request.scope), body))
-
-    @router.post("/v1/rerank")
-    async def rerank(request: Request, body: RerankRequest) -> Response:
-        """Documents in order of how near they are to a query."""
-        return json_response(await embeddings.rerank(api, Caller.of(request.scope), body))
-
-    @router.post("/v1/classify")
-    async def classify(request: Request, body: RowsRequest) -> Response:
-        """Classes of texts, with probabilities."""
-        return json_response(await tasks.classify(api, Caller.of(request.scope), body))
-
-    @router.post("/v1/tag")
-    async def tag(request: Request, body: RowsRequest) -> Response:
-        """Tags of tokens, and the spans they make."""
-        return json_response(await tasks.tag(api, Caller.of(request.scope), body))
-
-    @router.post("/v1/answer")
-    async def answer(request: Request, body: QuestionRequest) -> Response:
-        """Answers to questions, as they stand in a passage."""
-        return json_response(await tasks.answer(api, Caller.of(request.scope), body))
-
-    @router.post("/v1/translate")
-    async def translate(request: Request, body: RowsRequest) -> Response:
-        """Translations of texts."""
-        return json_response(await tasks.translate(api, Caller.of(request.scope), body))
 
     return router
 

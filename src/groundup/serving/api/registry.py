@@ -38,15 +38,23 @@ class Texts:
     """How a model's texts become ids and back; shared by its adapters."""
 
     def __init__(self, facts: Facts) -> None:
+        """Of a model that reads no tokens there is no more than the context."""
         folder = Path(facts.folder)
         self.context = facts.context
-        self.tokenizer = Tokenizer.load(folder)
+        self.found = Tokenizer.find(folder)
         self.beginning = beginning(folder, self.tokenizer) if facts.kind == "generate" else Beginning()
         self.chats = facts.chats
         self._prompts: dict[tuple[tuple[str, Any], ...], Prompt] = {}
         if facts.chats:
             with suppress(GroundupError):  # compiled now; a template that wants other messages is asked with them later
                 self.prompt().render([{"role": "user", "content": "."}], add_generation_prompt=True)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises UserError for a model that reads no tokens."""
+        if self.found is None:
+            raise UserError("the model reads no tokens", fix="ask it for answers to rows: /v1/classify, /v1/recommend")
+        return self.found
 
     def prompt(self, variables: Mapping[str, Any] | None = None) -> Prompt:
         """The renderer of chats with these template variables. Raises UserError for a model without a template."""
@@ -120,7 +128,10 @@ class Served:
             "kind": facts.kind,
             "task": facts.task,
             "labels": list(facts.labels),
+            "evaluation": facts.evaluation,
             "columns": dict(facts.columns),
+            "media": dict(facts.media),
+            "form": dict(facts.form),
             "max_model_len": facts.context,
             "parameters": facts.parameters,
             "chats": facts.chats,

@@ -12,6 +12,7 @@ from groundup.serving.api.calling import Api, Caller
 from groundup.serving.api.errors import STATUS, ApiError, bad
 from groundup.serving.api.metering import Metered
 from groundup.serving.api.registry import Served
+from groundup.serving.inputs import cost_of
 
 
 async def answered(
@@ -24,7 +25,7 @@ async def answered(
     if not 1 <= len(rows) <= api.settings.max_rows:
         fix = f"send 1 to {api.settings.max_rows} at once; more as a batch job"
         raise bad(f"{len(rows)} rows in one request", "input", fix=fix)
-    with Metered(caller, _estimate(rows)) as meter, _observed(api, caller, served) as ended:
+    with Metered(caller, _estimate(served, rows)) as meter, _observed(api, caller, served) as ended:
         meter.prompt_tokens = 0  # what is not computed is not billed
         asked = wire.Answer(served.model, rows, key=caller.key, deadline_s=caller.deadline_s(api, timeout))
         found = await api.client.answer(asked)
@@ -54,8 +55,13 @@ def _observed(api: Api, caller: Caller, served: Served) -> Iterator[Callable[[in
         telemetry.request_finished(name, "cancelled")
 
 
-def _estimate(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Tokens that rows may come to, before they are cut into any: a generous guess, settled afterwards."""
+def _estimate(served: Served, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens that rows may come to, before they are cut into any: a generous guess, settled afterwards.
+
+    Of rows that are arrays of one shape it is no guess.
+    """
+    if served.facts.row_numbers:
+        return len(rows) * cost_of(served.facts.row_numbers)
     return sum(1 + len(str(value)) // 2 for row in rows for value in row.values())
 
 

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from groundup.serving.api.errors import bad
+from groundup.serving.api.multipart import Form
+
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -248,8 +251,22 @@ class RowsRequest(Body):
 
     model: Text
     input: Row | list[Row]
-    """One row or several: a text, or a mapping with the columns that the model was trained on."""
+    """One row or several: a text, or a mapping with the columns that the model was trained on. Images and recordings
+    are base64, or data: URIs."""
     timeout: Annotated[float, Field(gt=0)] | None = None
+
+    @classmethod
+    def of_form(cls, form: Form) -> dict[str, Any]:
+        """The body that a form stands for: each of its files is a row. Raises ApiError for one without files."""
+        if not form.files:
+            raise bad("the form has no file", "file", fix="send each image or recording as a part named file")
+        data: dict[str, Any] = dict(form.fields)
+        if "timeout" in data:
+            try:
+                data["timeout"] = float(data["timeout"])
+            except ValueError as error:
+                raise bad("timeout is a number of seconds", "timeout") from error
+        return data | {"input": [{name: content} for name, content in form.files]}
 
 
 class QuestionRequest(Body):

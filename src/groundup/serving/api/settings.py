@@ -17,6 +17,10 @@ class Settings(Section):
     """The longest file of a batch job."""
     max_files: PositiveCount = 1000
     """How many files are kept for one key."""
+    max_media: Bytes = 8 << 20
+    """The longest image or recording in a row. It comes in a body, which has a limit of its own."""
+    max_parts: PositiveCount = 64
+    """The most parts of a form: files, and fields beside them."""
     max_new_tokens: PositiveCount = 4096
     """The most tokens of an answer, and how many a chat may have that asks for no limit."""
     max_rows: PositiveCount = 256

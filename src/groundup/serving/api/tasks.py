@@ -1,4 +1,4 @@
-"""Labelled tasks: classes of texts, tags of tokens, answers in passages, translations; and scores of texts.
+"""Labelled tasks: classes of whatever a row holds, tags of tokens, answers in passages, …; and scores of texts.
 
 A row is a text, or a mapping with the columns that the model was trained on. The engine has the task itself encode it
 and put its answer together, as training and evaluation did.
@@ -6,32 +6,28 @@ and put its answer together, as training and evaluation did.
 
 from __future__ import annotations
 
+import asyncio
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from groundup.serving import wire
+from groundup.serving.api import media
 from groundup.serving.api.calling import Api, Caller
 from groundup.serving.api.errors import bad
 from groundup.serving.api.metering import Metered
 from groundup.serving.api.registry import Served, too_long
 from groundup.serving.api.rows import answered
 from groundup.serving.api.schemas import QuestionRequest, Row, RowsRequest, ScoreRequest
+from groundup.serving.inputs import ROUTES
 from groundup.text import tagged
-
-TASKS = {
-    "classify": ("text_classification",),
-    "tag": ("token_tagging",),
-    "answer": ("span_qa",),
-    "translate": ("translation",),
-}
-"""The tasks whose models each route asks."""
 
 
 async def classify(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
     """For each row its `label`, `labels` or `number`, with the probability of each class."""
     served = _served(api, caller, body.model, "classify")
-    return await _asked(api, caller, served, _rows(served, body.input), body.timeout)
+    return await _asked(api, caller, served, await _rows(api, served, body.input), body.timeout)
 
 
 async def tag(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
@@ -74,7 +70,7 @@ async def answer(api: Api, caller: Caller, body: QuestionRequest) -> dict[str, A
 async def translate(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
     """For each row its translation as `text`, and how likely its tokens are on average."""
     served = _served(api, caller, body.model, "translate")
-    return await _asked(api, caller, served, _rows(served, body.input), body.timeout)
+    return await _asked(api, caller, served, await _rows(api, served, body.input), body.timeout)
 
 
 async def score(api: Api, caller: Caller, body: ScoreRequest) -> dict[str, Any]:
@@ -110,10 +106,10 @@ async def _scores(
 
 def _served(api: Api, caller: Caller, name: str, route: str) -> Served:
     served = caller.asks(api, name, "answer")
-    if served.facts.task not in TASKS[route]:
-        what = f"{name!r} is a model of {served.facts.task}, not of {' or '.join(TASKS[route])}"
-        fitting = [path for path, tasks in TASKS.items() if served.facts.task in tasks]
-        raise bad(what, "model", fix=f"ask it at /v1/{fitting[0]}" if fitting else "", code="wrong_model_kind")
+    own = ROUTES[served.facts.evaluation]
+    if own != route:
+        what = f"{name!r} is a model of {served.facts.task}, and cannot be asked this"
+        raise bad(what, "model", fix=f"ask it at /v1/{own}", code="wrong_model_kind")
     return served
 
 
@@ -126,9 +122,16 @@ async def _asked(
     return {"object": "list", "model": served.name, "data": data, "usage": usage}
 
 
-def _rows(served: Served, given: Row | list[Row]) -> list[dict[str, Any]]:
-    column = served.facts.columns.get("text", "text")
-    return [{column: row} if isinstance(row, str) else row for row in _listed(given)]
+async def _rows(api: Api, served: Served, given: Row | list[Row]) -> list[dict[str, Any]]:
+    facts = served.facts
+    if facts.media:
+        read = partial(media.opened, facts, _listed(given), most_bytes=api.settings.max_media)
+        return await asyncio.to_thread(read)  # base64 of megabytes takes a while
+    column = facts.columns.get("text", "text")
+    rows = [{column: row} if isinstance(row, str) else row for row in _listed(given)]
+    if any(isinstance(value, bytes) for row in rows for value in row.values()):
+        raise bad(f"{served.name!r} reads no files", "input", fix=f"send rows as JSON, with {', '.join(facts.columns)}")
+    return rows
 
 
 def _listed(given: Row | list[Row]) -> list[Row]:
