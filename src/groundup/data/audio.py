@@ -114,13 +114,13 @@ def decode(
     MissingExtra for FLAC without soundfile.
     """
     try:
-        found_rate, wave = _read(data)
+        found_rate, held = _read(data)
     except ValueError as error:
         raise DataError(str(error), where=name, fix="write it as WAV of 16 bits, or leave it out") from error
-    samples = wave if wave.dtype == np.int16 else None
-    if samples is None or (rate is not None and rate != found_rate):
-        samples = _as_int16(_resampled(wave, found_rate, rate or found_rate))
     rate = rate or found_rate
+    samples: Samples = held
+    if held.dtype != np.int16 or rate != found_rate:
+        samples = _as_int16(_resampled(held, found_rate, rate))
     if trim:
         samples = trimmed(samples, rate)
     return samples if seconds is None else fit(samples, round(seconds * rate), place)
@@ -219,7 +219,7 @@ def named_groups(name: str, pattern: str | None) -> Mapping[str, str | None] | N
     return found.groupdict() if found else None
 
 
-def _read(data: bytes) -> tuple[int, Samples | Wave]:
+def _read(data: bytes) -> tuple[int, NDArray[Any]]:
     """Rate and samples: int16 as they are where the file has one channel of them, otherwise real numbers in ±1.
 
     Raises ValueError with the reason why there are none.
@@ -234,7 +234,7 @@ def _read(data: bytes) -> tuple[int, Samples | Wave]:
     return rate, wave
 
 
-def _read_wav(data: bytes) -> tuple[int, Samples | Wave]:
+def _read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
     chunks = _chunks(data)
     layout = _layout(chunks)
     if "data" not in chunks:
@@ -330,13 +330,13 @@ def _require_size(count: int, channels: int, rate: int) -> None:
         raise ValueError(f"too long ({found}; {LONGEST_S:.0f} s and {MOST_SAMPLES} samples are the most)")
 
 
-def _resampled(wave: Samples | Wave, old: int, new: int) -> Wave:
+def _resampled(wave: NDArray[Any], old: int, new: int) -> Wave:
     """The samples at another rate, as real numbers in ±1.
 
     By a polyphase filter, a sinc under a Kaiser window (beta 5), which lets nothing above half the lower rate
     through (Crochiere & Rabiner 1983, §3.3).
     """
-    real = wave / FULL if wave.dtype == np.int16 else wave
+    real: Wave = wave / FULL if wave.dtype == np.int16 else wave
     if old == new:
         return real
     from scipy.signal import resample_poly  # type: ignore[import-untyped]  # takes a moment to import

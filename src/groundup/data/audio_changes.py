@@ -71,14 +71,14 @@ def changed(wave_S: Wave, how: AudioAugment, rate: int, draw: np.random.Generato
         wave_S = wave_S * np.float32(10 ** (draw.uniform(-how.gain_db, how.gain_db) / 20))
     if how.noise_db is not None:
         wave_S = noisy(wave_S, draw.uniform(*how.noise_db), draw.uniform(0, DARKEST), draw)
-    return np.clip(wave_S, -1, 1, dtype=np.float32)
+    return np.asarray(np.clip(wave_S, -1, 1), np.float32)
 
 
 def played(wave_S: Wave, speed: float) -> Wave:
     """The recording played so many times as fast around its middle: as long as before, silence beyond its ends."""
     middle = (len(wave_S) - 1) / 2
     places = middle + (np.arange(len(wave_S)) - middle) * speed
-    return np.interp(places, np.arange(len(wave_S)), wave_S, left=0, right=0).astype(np.float32)
+    return np.asarray(np.interp(places, np.arange(len(wave_S)), wave_S, left=0, right=0), np.float32)
 
 
 def shifted(wave_S: Wave, later: int) -> Wave:
@@ -106,7 +106,7 @@ def noisy(wave_S: Wave, below_db: float, colour: float, draw: np.random.Generato
     loudness = float(np.square(noise_S).mean())
     if not power or not loudness:
         return wave_S
-    return (wave_S + noise_S * np.sqrt(power / loudness / 10 ** (below_db / 10))).astype(np.float32)
+    return np.asarray(wave_S + noise_S * np.sqrt(power / loudness / 10 ** (below_db / 10)), np.float32)
 
 
 def masks(how: SpecAugment, draw: np.random.Generator) -> tuple[Masks, Masks]:

@@ -256,9 +256,7 @@ class Task:
         from matplotlib import image
 
         drawn = io.BytesIO()
-        image.imsave(
-            drawn, self._loudness(example).T, cmap="magma", origin="lower", format="png", metadata={"Software": None}
-        )
+        image.imsave(drawn, self._loudness(example).T, cmap="magma", origin="lower", format="png")
         return drawn.getvalue()
 
     def __getstate__(self) -> dict[str, Any]:
