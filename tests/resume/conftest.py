@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -47,12 +48,13 @@ class Cell:
 
     folder: Path
     section: dict[str, Any]
+    stage: str = "pretrain"
     starts: int = 0
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        recipe = {"groundup": 1, "name": "cell", "seed": 5, "stages": {"base": {"pretrain": self.section}}}
+        recipe = {"groundup": 1, "name": "cell", "seed": 5, "stages": {"base": {self.stage: self.section}}}
         # JSON is YAML.
         (self.folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
 
@@ -99,6 +101,18 @@ class Cell:
         self.notes.append(output)
         return process.returncode
 
+    def stop_anywhere(self, chance: random.Random, first: int, last: int) -> None:
+        """SIGKILL a few milliseconds after some step."""
+        step = chance.randint(first, last)
+        self.stop_when(lambda c: c.steps_logged() >= step and not time.sleep(chance.random() / 50), signal.SIGKILL)
+
+    def stop_gently(self, chance: random.Random, first: int, last: int) -> None:
+        """SIGTERM: the state is saved, the exit code says so, the message how to go on."""
+        step = chance.randint(first, last)
+        code = self.stop_when(lambda c: c.steps_logged() >= step, signal.SIGTERM)
+        assert code == 130, self.notes[-1]
+        assert "run the same command again" in self.notes[-1]
+
     def kill_while_saving(self, after: int) -> None:
         """Start, and kill it with a state half written, some time after a step."""
         process = self.start()
@@ -114,6 +128,14 @@ class Cell:
         process.kill()
         process.communicate(timeout=60)
         assert self.is_saving(), "the half-written state should still lie there"
+
+    def truncate_newest(self) -> None:
+        """Cut the newest state file in half, as a disk that lies about flushing would."""
+        assert self.state is not None
+        newest = max(self.state.glob("step-*"))
+        tensors = newest / "tensors.safetensors"
+        with tensors.open("r+b") as file:
+            file.truncate(tensors.stat().st_size // 2)
 
     def steps_logged(self) -> int:
         """How many lines of figures there are by now."""

@@ -8,8 +8,6 @@ newest state file, each followed by `groundup run` again.
 from __future__ import annotations
 
 import random
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +59,10 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
 
     broken = new_cell(tmp_path / "broken", wanted)
     chance = random.Random(f"{model} {accumulation} {packing}")
-    stop_anywhere(broken, chance, 1, 30)
-    stop_gently(broken, chance, 35, 50)
+    broken.stop_anywhere(chance, 1, 30)
+    broken.stop_gently(chance, 35, 50)
     broken.kill_while_saving(after=chance.randint(60, 75))
-    truncate_newest(broken)
+    broken.truncate_newest()
     resumed = broken.finish()
 
     print(f"\n{model}, accumulation {accumulation}, {packing}: whole   {digest}")
@@ -74,26 +72,3 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     assert broken.metrics() == whole.metrics(), "a step is missing, doubled or different"
     assert [line["step"] for line in whole.metrics() if "lr" in line] == list(range(1, STEPS + 1))
     assert any("is damaged" in note for note in broken.notes), "the truncated state was not noticed"
-
-
-def stop_anywhere(cell: Any, chance: random.Random, first: int, last: int) -> None:
-    """SIGKILL a few milliseconds after some step."""
-    step = chance.randint(first, last)
-    cell.stop_when(lambda c: c.steps_logged() >= step and not time.sleep(chance.random() / 50), signal.SIGKILL)
-
-
-def stop_gently(cell: Any, chance: random.Random, first: int, last: int) -> None:
-    """SIGTERM: the state is saved, the exit code says so, the message how to go on."""
-    step = chance.randint(first, last)
-    code = cell.stop_when(lambda c: c.steps_logged() >= step, signal.SIGTERM)
-    assert code == 130, cell.notes[-1]
-    assert "run the same command again" in cell.notes[-1]
-
-
-def truncate_newest(cell: Any) -> None:
-    """Cut the newest state file in half, as a disk that lies about flushing would."""
-    assert cell.state is not None
-    newest = max(cell.state.glob("step-*"))
-    tensors = newest / "tensors.safetensors"
-    with tensors.open("r+b") as file:
-        file.truncate(tensors.stat().st_size // 2)

@@ -1,0 +1,80 @@
+"""Exact resume of tasks whose rows are no text: what is drawn for a row follows from its place alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from groundup.artifact import Store, digest_data
+from groundup.config import parse
+from groundup.stages import prepare
+
+STEPS = 60
+
+
+def images(folder: Path) -> dict[str, Any]:
+    """Lines of pixels, and every change that there is."""
+    draw = np.random.default_rng(0)
+    pictures = draw.integers(0, 256, (40, 64))
+    lines = (",".join(map(str, [i % 3, *picture])) for i, picture in enumerate(pictures))
+    (folder / "pixels.csv").write_text("\n".join(lines), encoding="utf-8")
+    return {
+        "source": {"kind": "pixels", "paths": str(folder / "pixels.csv")},
+        "task": {
+            "name": "image_classification",
+            "augment": {"crop": 2, "resized_crop": {}, "flip": "50%", "randaugment": {}, "erase": {}},
+            "mixup": 0.4,
+            "cutmix": 1.0,
+            "mix_share": "80%",
+        },
+        "model": {"name": "cnn", "filters": [4], "dense": [10], "batch_norm": True, "dropout": 0.2},
+    }
+
+
+CASES: dict[str, Callable[[Path], dict[str, Any]]] = {"image_classification": images}
+"""For each task, what makes its `source`, and its sections `task` and `model`."""
+
+
+def corpus(source: dict[str, Any]) -> str:
+    """Where the corpus of a source lies."""
+    section, mistakes = parse(prepare.Config, {"source": source, "split": {"validation": "20%"}})
+    assert section is not None, mistakes
+    store, key = Store(), digest_data(source)
+    with store.draft("corpus", key) as out:
+        prepare.run(section, {}, out)
+    found = store.find(key)
+    assert found is not None
+    return str(found.path.absolute())
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(task: str, new_cell: Any, tmp_path: Path) -> None:
+    made = CASES[task](tmp_path)
+    section = made | {
+        "data": corpus(made.pop("source")),
+        "steps": STEPS,
+        "batch_rows": 6,
+        "optimizer": {"name": "momentum", "lr": 1e-2},
+        "ema": 0.9,
+        "evaluate_every": 20,
+        "save_every": 4,
+        "keep_states": 3,
+        "device": "cpu",
+    }
+    whole = new_cell(tmp_path / "whole", section, stage="train")
+    digest = whole.finish()
+    broken = new_cell(tmp_path / "broken", section, stage="train")
+    chance = random.Random(task)
+    broken.stop_anywhere(chance, 1, 15)
+    broken.stop_gently(chance, 20, 30)
+    broken.kill_while_saving(after=chance.randint(35, 45))
+    broken.truncate_newest()
+    assert broken.finish() == digest
+    assert broken.artifact.digest == whole.artifact.digest
+    assert broken.metrics() == whole.metrics(), "a step is missing, doubled or different"
+    assert [line["step"] for line in whole.metrics() if "lr" in line] == list(range(1, STEPS + 1))
