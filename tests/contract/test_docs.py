@@ -30,6 +30,7 @@ PAGES = [
 ]
 TUTORIAL = ROOT / "docs" / "tutorial" / "first-model.md"
 FINE_TUNE = ROOT / "docs" / "tutorial" / "first-fine-tune.md"
+IMAGES = ROOT / "docs" / "how-to" / "images.md"
 NOTEBOOK = ROOT / "docs" / "tutorial" / "fine-tune-notebook.ipynb"
 FENCE = re.compile(r"^```([\w{}]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STOP = re.compile(r"`([\w/]+\.py)`\s+·\s+`([\w.]+)`")
@@ -274,6 +275,13 @@ def test_the_commands_of_the_page_on_tables_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs/wine/report/report.html").is_file()
     assert "gradient boosting" in (tmp_path / "runs/wine/report/report.md").read_text(encoding="utf-8")
     assert printed.count('"label"') == 1 and printed.count("'label'") == 1, "one row is answered each way"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
+def test_the_commands_of_the_page_on_images_run(tmp_path: Path) -> None:
+    printed = run_page(IMAGES, tmp_path, **{"epochs: 10": "epochs: 2"})
+    assert (tmp_path / "shapes/runs/shapes/report/report.html").is_file()
+    assert "train 140, validation 20, test 40" in printed
 
 
 def test_the_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

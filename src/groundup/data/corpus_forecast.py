@@ -30,7 +30,7 @@ from groundup.data.source_blocks import Block, cut, is_document
 from groundup.data.source_media import READERS
 from groundup.data.source_rows import Row, read_rows
 from groundup.data.sources import DIGESTED, TOGETHER, Source, SourceFile, find_files
-from groundup.data.splits import SPLITS
+from groundup.data.splits import SPLITS, Split
 from groundup.errors import DataError
 from groundup.forecast import Forecast
 from groundup.text.duplicate_clusters import PART_ENTRIES, Likeness, candidates, duplicates, spread, verified
@@ -131,7 +131,7 @@ def check_labels(settings: Settings) -> list[Mistake]:
 
 
 def _key_at_fault(error: DataError) -> str:
-    return "text_field" if "no column" in error.what else "paths"
+    return "text_field" if "no column" in error.what and "text_field" in error.fix else "paths"
 
 
 @dataclass
@@ -143,6 +143,8 @@ class _Sampled:
     rows: int = 0
     documents: int = 0
     bytes: int = 0
+    decoded: int = 0
+    """Bytes of pictures and recordings among the kept columns."""
     longest: int = 0
     cpu_s: float = 0.0
     whole: bool = False
@@ -173,14 +175,14 @@ def forecast(settings: Settings) -> Forecast:
     found = _facts(settings, sampled)
     cpu_s = sum(one.cpu_s * one.scale for one in sampled) * 1.3 + 0.2
     seconds = cpu_s / processes + (_START_S if processes > 1 else 0.0)
-    text = sum(found["bytes"].values())
+    held = sum(found["bytes"].values()) + sum(one.decoded * one.scale for one in sampled)
     return Forecast(
         facts=found,
         lines=_lines(settings, files, found, sampled, processes, seconds),
         seconds=seconds,
         cpu_s=cpu_s,
         peak_bytes=_peak(job, processes, total, sum(found["documents"].values())),
-        disk_bytes=int(text * 1.1),
+        disk_bytes=int(held * 1.1),
         warnings=_warnings(sampled),
         estimated=True,
     )
@@ -209,6 +211,7 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
         sampled.cpu_s += time.process_time() - began
         sampled.read_bytes += summary.read_bytes
         sampled.rows += summary.rows
+        sampled.decoded += sum(len(value) for kept in cleaned.kept for value in kept if isinstance(value, bytes))
         sampled.records.append(records)
         sampled.slots.append(slots)
         _keep_examples(sampled, job, block, cleaned, _SAMPLE_TEXTS // len(settings.sources))
@@ -270,8 +273,7 @@ def _choose(files: list[SourceFile]) -> list[SourceFile]:
 def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:
     documents = dict.fromkeys(SPLITS, 0.0)
     size = dict.fromkeys(SPLITS, 0.0)
-    split = settings.split
-    shares = {"train": 1 - split.validation - split.test, "validation": split.validation, "test": split.test}
+    shares = _shares(settings.split, [example for one in sampled for example in one.examples])
     for one in sampled:
         for name, share in (one.shares or ({one.split: 1.0} if one.split else shares)).items():
             documents[name] += one.documents * one.scale * share
@@ -286,6 +288,15 @@ def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:
     }
 
 
+def _shares(split: Split, examples: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The share of each split; of groups held out by their names, that of the sample, which may have none of them."""
+    shares = {"validation": split.validation, "test": split.test}
+    groups = [str(example.get(split.group_column or "")) for example in examples]
+    for name, named in split.hold_out.items():
+        shares[name] += max(1, sum(group in named for group in groups)) / max(10, len(groups))
+    return {"train": max(0.0, 1 - sum(shares.values())), **shares}
+
+
 def _lines(
     settings: Settings,
     files: list[SourceFile],
@@ -298,12 +309,21 @@ def _lines(
     return [
         ("files", f"{len(files)} ({show_bytes(sum(file.size for file in files))})"),
         ("documents", f"{splits or 'none'} (estimated)"),
-        ("text", f"{show_bytes(sum(found['bytes'].values()))} (estimated)"),
-        ("longest document", show_bytes(found["longest_document_bytes"])),
+        *_sizes(settings, found, sampled),
         ("licences", ", ".join(sorted(set(found["licences"].values())))),
         ("processes", str(processes)),
         ("time", show_seconds(seconds)),
     ]
+
+
+def _sizes(settings: Settings, found: dict[str, Any], sampled: Sequence[_Sampled]) -> list[tuple[str, str]]:
+    """How much there is to learn from, as far as it is text, and as far as it is pictures or recordings."""
+    decoded = sum(one.decoded * one.scale for one in sampled)
+    lines = [("decoded", f"{show_bytes(round(decoded))} (estimated)")] if decoded else []
+    if all(source.kind in DIGESTED for source in settings.sources):
+        return lines
+    text = ("text", f"{show_bytes(sum(found['bytes'].values()))} (estimated)")
+    return [text, ("longest document", show_bytes(found["longest_document_bytes"])), *lines]
 
 
 def _warnings(sampled: Sequence[_Sampled]) -> list[str]:
