@@ -283,6 +283,23 @@ def test_folders_name_words_and_files_speakers_who_stay_on_one_side() -> None:
     assert len(row["text"]) == 64
 
 
+def test_a_speaker_is_held_out_by_name() -> None:
+    write_words(Path("words"))
+    source = {"kind": "audio", "paths": "words", "audio": {"rate": RATE}}
+    split = {"by": "group", "group": "speaker", "hold_out": {"test": ["b"], "validation": ["d"]}}
+    corpus = prepared({"source": source, "split": split})
+    speakers = {name: {row["speaker"] for row in corpus.documents(name)} for name in corpus.splits}
+    assert speakers == {"train": {"a", "c"}, "validation": {"d"}, "test": {"b"}}
+    with pytest.raises(DataError, match=r"no document belongs to 'x', held out for the test"):
+        prepared({"source": source, "split": split | {"hold_out": {"test": ["x"]}}})
+    for wrong, sentence in (
+        ({"by": "random", "hold_out": {"test": ["b"]}}, "`hold_out` names groups"),
+        (split | {"hold_out": {"test": ["b"], "validation": ["b"]}}, "into the validation and into the test"),
+    ):
+        _, mistakes = parse(prepare.Config, {"source": source, "split": wrong})
+        assert any(sentence in mistake.what for mistake in mistakes), mistakes
+
+
 def test_files_that_cannot_be_heard_are_counted_with_their_names() -> None:
     write_words(Path("words"))
     good = to_wav(spoken("low", 0), RATE)

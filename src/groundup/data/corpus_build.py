@@ -82,7 +82,7 @@ def near_threshold(clean: Clean, split: Split, sources: list[Source]) -> float |
         return clean.near_duplicates
     if not any(source.text_field and source.kind not in DIGESTED for source in sources):
         return None
-    divided = split.validation + split.test > 0 or len({source.split for source in sources}) > 1
+    divided = split.validation + split.test > 0 or bool(split.hold_out) or len({source.split for source in sources}) > 1
     return 0.8 if divided else None
 
 

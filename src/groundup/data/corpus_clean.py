@@ -306,6 +306,8 @@ def describe(job: Job, block: Block, cleaned: Cleaned) -> tuple[NDArray[Any], ND
     records["id"] = cleaned.ids
     source = job.sources[block.source]
     records["fixed"] = -1 if source.split is None else SPLITS.index(source.split)
+    if job.split.hold_out and source.split is None:
+        records["fixed"] = [job.split.code_of(group_of(job, block, row, wanted)) for row in cleaned.rows]
     if source.says_split:
         place = wanted.index(SPLIT)
         records["fixed"] = [SPLITS.index(row.extra[place]) for row in cleaned.rows]

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from groundup.config import Section
 from groundup.errors import DataError
@@ -41,6 +41,9 @@ class Split(Section):
     group: str | None = None
     """What documents have in common: a column's name, or `folder` for the first folder below the fixed
     part of the glob (files lying at its top are groups of their own). Needed for `by: group`."""
+    hold_out: dict[Literal["validation", "test"], list[str]] = Field(default={})
+    """Groups that are held out by their names, such as `{test: [george]}`; the others are divided by the shares
+    above, and are all for training without any. For `by: group`."""
     time: str | None = None
     """The column that holds the time (ISO dates, 20240131, or numbers). Needed for `by: time`."""
     stratify: str | None = None
@@ -61,6 +64,11 @@ class Split(Section):
             raise ValueError("`by: time` needs `time`: the name of the column that holds it")
         if self.by == "last" and self.validation + self.test > 0:
             raise ValueError("`by: last` holds out one event a user for each: leave out `validation` and `test`")
+        if self.hold_out and self.by != "group":
+            raise ValueError(f"`hold_out` names groups, and `by: {self.by}` has none: set `by: group`")
+        twice = {*self.hold_out.get("validation", ())} & {*self.hold_out.get("test", ())}
+        if twice:
+            raise ValueError(f"`hold_out` puts {sorted(twice)[0]!r} into the validation and into the test")
         if self.stratify is not None and self.by != "random":
             raise ValueError(f"`stratify` divides each label at random, which `by: {self.by}` does not")
         return self
@@ -69,6 +77,10 @@ class Split(Section):
     def group_column(self) -> str | None:
         """The column that groups documents, or None for folders and for no groups."""
         return None if self.group in (None, "folder") else self.group
+
+    def code_of(self, group: str | None) -> int:
+        """The split that a group was put into by its name, or -1."""
+        return next((SPLITS.index(split) for split, names in self.hold_out.items() if group in names), -1)
 
     @property
     def columns(self) -> list[str]:
@@ -184,6 +196,10 @@ def by_time(split: Split, times: NDArray[np.float64]) -> Codes:
 def _check(split: Split, codes: Codes, fixed: Codes) -> None:
     counts = np.bincount(codes, minlength=3)
     wanted = {TRAIN: True, VALIDATION: split.validation > 0, TEST: split.test > 0}
+    absent = [(name, named) for name, named in split.hold_out.items() if not counts[SPLITS.index(name)]]
+    if absent:
+        what = f"no document belongs to {', '.join(map(repr, absent[0][1]))}, held out for the {absent[0][0]}"
+        raise DataError(what, where="split.hold_out", fix=f"name values of {split.group!r} as they are in the data")
     for code, name in enumerate(SPLITS):
         if wanted[code] and not counts[code] and not (fixed == code).any() and (code != TRAIN or (fixed < 0).any()):
             what = (
