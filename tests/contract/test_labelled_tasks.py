@@ -52,9 +52,11 @@ NEEDED: dict[str, dict[str, Any]] = {
 DOCUMENTS = {"language_modeling", "masked_language_modeling"}
 """Tasks of plain documents, whose promises are in test_tasks.py."""
 NO_TOKENS = {
+    "next_item": "test_recommending.py",
+    "click_prediction": "test_recommending.py",
     "tabular": "test_tabular.py",
 }
-"""Tasks of examples that are no tokens and have one shape, and where their promises are tested."""
+"""Tasks of examples that no tokenizer cuts, and where their promises are tested."""
 
 
 @cache

@@ -20,8 +20,8 @@ from torch import Tensor
 from groundup.data.loader import Batch, stack
 from groundup.data.packing import Row
 
-TOKENS = ("input_ids", "token_type_ids", "labels", "weights", "marks", "decoder_input_ids")
-"""The keys of a row with one value a token, wherever they occur; all others are per example."""
+TOKENS = ("input_ids", "token_type_ids", "labels", "weights", "marks", "negatives", "decoder_input_ids")
+"""The keys of a row with one value a token (of `negatives`, some), wherever they occur; all others are per example."""
 TARGET = "decoder_"
 """What the keys of a target begin with."""
 

@@ -300,7 +300,8 @@ def _events(table: _Events, codes: Codes, about: _About, source: Source) -> Iter
 def _plain(numbers: NDArray[np.float64]) -> list[Any]:
     """Numbers as whole ones where all of them are."""
     whole = numbers.astype(np.int64)
-    return (whole if (whole == numbers).all() else numbers).tolist()
+    found: list[Any] = (whole if (whole == numbers).all() else numbers).tolist()
+    return found
 
 
 def _told_apart(row: Row) -> Row:

@@ -12,6 +12,7 @@ truth and an answer look like depends on the kind:
 | spans | accepted answers, none if there is none | a text, empty for none | |
 | texts | a text | a text | |
 | ranking | the relevant items | items, best first | |
+| recommending | the items chosen next | their places in the catalogue, and what was recommended | |
 | sums | none | sums by name, which `metrics` divide | |
 """
 
@@ -27,7 +28,7 @@ from groundup.errors import DataError, nearest
 from groundup.evaluation.metrics.additive import Ints
 from groundup.evaluation.metrics.ratios import Ratio
 
-Kind = Literal["classes", "multilabel", "number", "tags", "spans", "texts", "ranking", "sums"]
+Kind = Literal["classes", "multilabel", "number", "tags", "spans", "texts", "ranking", "recommending", "sums"]
 NAMED = 5
 """How many rows an error names."""
 

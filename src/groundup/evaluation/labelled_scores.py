@@ -17,6 +17,7 @@ from groundup.evaluation.metrics import (
     classification,
     detection,
     ranking,
+    recommending,
     regression,
     spans,
     sums,
@@ -51,6 +52,8 @@ def right_of(test: Labelled, system: System) -> NDArray[np.bool_] | None:
             return np.asarray(_first(spans.exact(test.truth, system.answers, characters=is_chinese(test.language))) > 0)
         case "ranking":
             return np.asarray(_first(ranking.reciprocal_rank(test.truth, system.answers)) == 1)
+        case "recommending":
+            return np.asarray(recommending.grades(system.answers) == 1)
         case _:
             return None
 
@@ -67,6 +70,8 @@ def grades_of(test: Labelled, system: System) -> Floats:
             return _first(spans.f1(test.truth, system.answers, characters=is_chinese(test.language)))
         case "ranking":
             return _first(ranking.reciprocal_rank(test.truth, system.answers))
+        case "recommending":
+            return recommending.grades(system.answers)
         case "tags":
             score = tagging.tag_accuracy(test.truth, system.answers)
             return score.finish(score.statistics)
@@ -144,6 +149,8 @@ def _probable(test: Labelled, system: System) -> list[Score]:
     found: list[Score] = []
     if (truth >= 0).all():
         found += [classification.log_loss(truth, shares), classification.brier(truth, shares)]
+        if shares.shape[1] == 2 and test.main == "roc_auc":
+            found.append(detection.auroc(truth == 1, shares[:, 1], name="roc_auc"))
     return [
         *found,
         calibration.calibration_error(confidence, right),
@@ -261,5 +268,6 @@ _BY_KIND: dict[Kind, Callable[[Labelled, System], list[Score]]] = {
     "spans": _spans,
     "texts": _texts,
     "ranking": _rankings,
+    "recommending": lambda test, system: list(recommending.scores(system.answers)),
     "sums": lambda test, system: list(sums.scores(test.metrics, system.answers)),
 }

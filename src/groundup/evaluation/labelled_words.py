@@ -49,17 +49,21 @@ NAMES = {
     "recall_at_1": "recall at 1",
     "recall_at_5": "recall at 5",
     "recall_at_10": "recall at 10",
+    "recall_at_20": "recall at 20",
+    "mean_reciprocal_rank": "mean reciprocal rank",
+    "coverage_at_10": "catalogue covered by the first 10",
+    "roc_auc": "area under the ROC curve",
 }
 PLAIN = (
     "matthews", "log_loss", "brier", "calibration_error", "calibration_error_equal_mass", "area_under_risk",
     "pearson", "spearman", "mean_absolute_error", "mean_squared_error", "r_squared", "reciprocal_rank", "ndcg_at_10",
-    "out_of_scope_auroc", "loss", "perplexity", "margin",
+    "out_of_scope_auroc", "roc_auc", "mean_reciprocal_rank", "loss", "perplexity", "margin",
 )  # fmt: skip
 """Written with three decimals; scores of 0 to 100 with one; all others are shares, written as per cent."""
 HUNDREDS = ("bleu", "chrf")
 CALLED = {
     "classes": "examples", "multilabel": "examples", "number": "examples", "tags": "sentences", "spans": "questions",
-    "texts": "sentences", "ranking": "queries", "sums": "examples",
+    "texts": "sentences", "ranking": "queries", "recommending": "users", "sums": "examples",
 }  # fmt: skip
 
 
@@ -170,9 +174,20 @@ def answer_text(kind: str, value: Any, shown: str = "") -> str:
         return " / ".join(dict.fromkeys(_listed(value))) or "no answer"
     if kind == "ranking":
         return ", ".join(map(str, value[:5]))
+    if kind == "recommending" and isinstance(value, Mapping):
+        return _recommended(value)
     if kind == "number":
         return f"{float(value):.3g}"
     return ", ".join(map(str, _listed(value))) or "none"
+
+
+def _recommended(answer: Mapping[str, Any]) -> str:
+    """The first recommendations before the last target, and where the targets stood."""
+    first = ", ".join(map(str, answer["best"][-1][:5])) if answer["best"] else "nothing"
+    places = [
+        f"{above + 1:,}" if tied == 1 else f"{above + 1:,} to {above + tied:,}" for above, tied in answer["places"]
+    ]
+    return f"{first} …; the right one at place {', '.join(places[-3:])} of {answer['items']:,}"
 
 
 def _listed(value: Any) -> list[str]:

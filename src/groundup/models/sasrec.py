@@ -81,9 +81,8 @@ class Sasrec(nn.Module):
         self.item_embeddings = nn.Embedding(config.vocabulary, config.d_model)
         self.position_embeddings = PositionTable(config.context, config.d_model, fixed=config.positions == "sinusoidal")
         self.blocks = nn.ModuleList(gpt2.Block(config, layer) for layer in range(config.n_layers))
-        self.last_norm = nn.Identity()
-        if config.norm_order == "pre":
-            self.last_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        has_last = config.norm_order == "pre"
+        self.last_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps) if has_last else nn.Identity()
         self.checkpoint_activations = False
 
     def forward(

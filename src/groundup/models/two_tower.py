@@ -147,7 +147,7 @@ class Items(nn.Module):
         own_VD: Tensor = self.item_embeddings.weight
         if not self.n_features:
             return own_VD
-        described_VLD = self.feature_embeddings(self.ids) * self.shares[..., None].to(own_VD.dtype)
+        described_VLD: Tensor = self.feature_embeddings(self.ids) * self.shares[..., None].to(own_VD.dtype)
         return own_VD + described_VLD.sum(1)
 
 

@@ -22,6 +22,7 @@ from groundup.evaluation import (
     answering,
     classical,
     classical_numbers,
+    classical_recommenders,
     classical_search,
     classical_tagging,
     classical_translation,
@@ -145,7 +146,7 @@ def run(wanted: Wanted, inputs: Mapping[str, Input], out: Draft) -> None:
     shown, pictures = _pictures(first, train, examples, test, runs[0], data["mistakes"], wanted, out)
     data |= shown
     report.write(data, out.path, pictures)
-    out.path("answers.jsonl").write_text(labelled_report.answer_lines(test, runs), encoding="utf-8")
+    out.path("answers.jsonl").write_text(labelled_report.answer_lines(test, runs, rivals), encoding="utf-8")
     out.metrics |= {name: score["estimate"] for name, score in data["scores"].items()}
     out.metrics["headline"] = labelled_words.short(data)
 
@@ -208,6 +209,7 @@ def _test(task: Any, examples: Sequence[dict[str, Any]], wanted: Wanted, corpus:
         language=getattr(task.config, "language", "") or "",
         out_of_scope=getattr(task.config, "out_of_scope", None),
         metrics=getattr(task, "reported", {}),
+        main=getattr(task, "main", None),
     )
 
 
@@ -238,6 +240,10 @@ def _rivals(
     out.reporter.advance("teaching classical rivals", 0)
     if hasattr(task, "vector"):
         return _of_vectors(task, train, validation, test, labelled)
+    if task.evaluation == "recommending":
+        return classical_recommenders.of_histories(task, train, validation, test)
+    if hasattr(task, "entries"):
+        return classical_recommenders.of_events(task, train, validation, test)
     inputs = [_input(task, row) for row in test]
     match task.evaluation:
         case "classes" | "multilabel" | "number":

@@ -12,10 +12,11 @@ from groundup.evaluation.metrics.additive import Floats, Ints, Weighted, divided
 Bools = NDArray[np.bool_]
 
 
-def auroc(outside_E: Bools, strangeness_E: Floats) -> Weighted:
+def auroc(outside_E: Bools, strangeness_E: Floats, *, name: str = "out_of_scope_auroc") -> Weighted:
     """The chance that an outsider looks stranger than an insider, ties counting half (0.5 is guessing).
 
-    0.5 too where there are no outsiders or no insiders.
+    0.5 too where there are no outsiders or no insiders. The same of any two classes: the area under the curve of
+    hits over false alarms (Hanley & McNeil 1982).
     """
     order, begins = ties(strangeness_E)
     outside = outside_E[order].astype(np.float64)
@@ -26,9 +27,10 @@ def auroc(outside_E: Bools, strangeness_E: Floats) -> Weighted:
         pairs_R = out_RG.sum(1) * in_RG.sum(1)
         return np.where(pairs_R > 0, divided((out_RG * below_RG).sum(1), pairs_R), 0.5)
 
-    return Weighted(
-        "out_of_scope_auroc", len(outside_E), weigh, lambda rows: auroc(outside_E[rows], strangeness_E[rows])
-    )
+    def part(rows: Ints) -> Weighted:
+        return auroc(outside_E[rows], strangeness_E[rows], name=name)
+
+    return Weighted(name, len(outside_E), weigh, part)
 
 
 def false_alarms(outside_E: Bools, strangeness_E: Floats, *, caught: float = 0.95) -> Weighted:
