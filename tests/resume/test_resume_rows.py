@@ -36,7 +36,20 @@ def images(folder: Path) -> dict[str, Any]:
     }
 
 
-CASES: dict[str, Callable[[Path], dict[str, Any]]] = {"image_classification": images}
+def table(folder: Path) -> dict[str, Any]:
+    """Numbers, some of them missing, and categories."""
+    draw = np.random.default_rng(1)
+    lines = [f"{x:.3f},{'' if x > 1 else y},{'abc'[y]},{x * 10 + y:.2f}"
+             for x, y in zip(draw.normal(size=80), draw.integers(0, 3, 80), strict=True)]  # fmt: skip
+    (folder / "table.csv").write_text("\n".join(["x,y,kind,price", *lines]), encoding="utf-8")
+    return {
+        "source": {"paths": str(folder / "table.csv"), "text_field": [], "keep": ["x", "y", "kind", "price"]},
+        "task": {"name": "tabular", "kind": "number", "label": "price"},
+        "model": {"name": "mlp", "widths": [10], "batch_norm": True, "dropout": 0.3},
+    }
+
+
+CASES: dict[str, Callable[[Path], dict[str, Any]]] = {"image_classification": images, "tabular": table}
 """For each task, what makes its `source`, and its sections `task` and `model`."""
 
 
