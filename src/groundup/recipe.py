@@ -173,11 +173,12 @@ def _stage(source: Yaml, name: str, body: Any, seed: int, problems: list[Problem
 
 
 def _references(module: ModuleType, section: StageSection) -> dict[str, Reference]:
-    found = {}
+    found: dict[str, Reference] = {}
     for key, info in type(section).model_fields.items():
-        value = getattr(section, key)
-        if (info.alias or key) in module.READS and value is not None:
-            found[info.alias or key] = reference(str(value))
+        value, name = getattr(section, key), info.alias or key
+        if name in module.READS and value is not None:
+            several = value if isinstance(value, list) else [value]
+            found |= {f"{name}{SEED}{i}" if i else name: reference(str(one)) for i, one in enumerate(several)}
     return found
 
 
@@ -229,9 +230,11 @@ def _check_references(source: Yaml, data: Any, problems: list[Problem]) -> None:
         if kind not in catalog.names("stages") or not isinstance(section, Mapping):
             continue
         for key, wanted in catalog.load("stages", kind).READS.items():
-            if isinstance(section.get(key), str):
+            given = section.get(key)
+            for one in given if isinstance(given, list) else [given]:
                 where = source.at(("stages", stage, kind, key))
-                problems += _check_reference(key, section[key], str(wanted).split("|"), where, kinds)
+                if isinstance(one, str):
+                    problems += _check_reference(key, one, str(wanted).split("|"), where, kinds)
 
 
 def _check_reference(key: str, text: str, wanted: list[str], where: str, kinds: dict[str, str]) -> list[Problem]:

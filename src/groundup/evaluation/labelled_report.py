@@ -111,9 +111,9 @@ def described_test(test: Labelled) -> dict[str, Any]:
     }
 
 
-def answer_lines(test: Labelled, runs: Sequence[System]) -> str:
-    """The content of answers.jsonl: a line an example with its id, truth, unit, and every run's answer and
-    confidence, in the order of the runs."""
+def answer_lines(test: Labelled, runs: Sequence[System], rivals: Sequence[System] = ()) -> str:
+    """The content of answers.jsonl: a line an example with its id, truth, unit, every run's answer and confidence, in
+    the order of the runs, and every rival's answer by its name."""
     sure = [confidence_of(test, run) for run in runs]
     lines = []
     for row, name in enumerate(test.ids):
@@ -123,6 +123,8 @@ def answer_lines(test: Labelled, runs: Sequence[System]) -> str:
         line["answers"] = [plain(run.answers[row]) for run in runs]
         if any(values is not None for values in sure):
             line["confidence"] = [None if values is None else round(float(values[row]), 6) for values in sure]
+        if rivals:
+            line["rivals"] = {rival.name: plain(rival.answers[row]) for rival in rivals}
         lines.append(json.dumps(line, ensure_ascii=False, sort_keys=True))
     return "\n".join(lines) + "\n"
 
