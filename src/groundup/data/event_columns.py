@@ -68,7 +68,7 @@ class EventColumns(Section):
 
     def mistakes_of_events(self, kind: str) -> list[str]:
         """What is wrong with these keys for a source of a kind."""
-        named = {name for name in EventColumns.model_fields if name in self.model_fields_set}
+        named = {name for name, field in EventColumns.model_fields.items() if getattr(self, name) != field.default}
         if kind != "interactions":
             return [f"`{name}` belongs to kind interactions, not to {kind}" for name in sorted(named)]
         found = [
