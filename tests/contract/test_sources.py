@@ -15,8 +15,9 @@ import zstandard
 
 from groundup.data.encodings import detect, is_binary
 from groundup.data.source_blocks import cut
+from groundup.data.source_files import find_files
 from groundup.data.source_rows import Row, count_lines, read_rows
-from groundup.data.sources import Source, find_files
+from groundup.data.sources import Source
 from groundup.errors import DataError
 
 TEXTS = [

@@ -20,8 +20,9 @@ from groundup.config import parse
 from groundup.data.packing import IGNORED
 from groundup.data.sample import Documents
 from groundup.data.source_blocks import cut
+from groundup.data.source_files import find_files
 from groundup.data.source_rows import read_rows
-from groundup.data.sources import Source, find_files
+from groundup.data.sources import Source
 from groundup.errors import DataError
 from groundup.evaluation.metrics.tagging import entities
 from groundup.nn.network import Network, create

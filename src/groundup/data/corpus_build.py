@@ -25,9 +25,10 @@ from groundup.data.corpus_clean import RECORD, Clean, Job, clean_block, excerpt
 from groundup.data.corpus_ledger import Ledger
 from groundup.data.corpus_write import Origin, Plan
 from groundup.data.source_blocks import Block, cut
+from groundup.data.source_files import SourceFile, find_files
 from groundup.data.source_media import check_labels
 from groundup.data.source_rows import read_rows
-from groundup.data.sources import DIGESTED, Source, SourceFile, find_files
+from groundup.data.sources import DIGESTED, Source
 from groundup.data.splits import Split
 from groundup.data.workers import ordered_map, usable_cores
 from groundup.errors import Interrupted

@@ -27,9 +27,10 @@ from groundup.data.corpus_clean import Cleaned, Job, clean_rows, describe
 from groundup.data.corpus_select import Apart
 from groundup.data.encodings import is_binary
 from groundup.data.source_blocks import Block, cut, is_document
+from groundup.data.source_files import SourceFile, find_files
 from groundup.data.source_media import READERS
 from groundup.data.source_rows import Row, read_rows
-from groundup.data.sources import DIGESTED, TOGETHER, Source, SourceFile, find_files
+from groundup.data.sources import DIGESTED, TOGETHER, Source
 from groundup.data.splits import SPLITS, Split
 from groundup.errors import DataError
 from groundup.forecast import Forecast

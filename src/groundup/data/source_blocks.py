@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 import zstandard
 
 from groundup.data.encodings import PROBE_BYTES, detect
+from groundup.data.source_files import SourceFile
 from groundup.data.source_formats import FORMATS, as_lines, open_rows
 from groundup.data.source_media import READERS
 from groundup.data.source_paths import unreadable
-from groundup.data.sources import TOGETHER, Source, SourceFile
+from groundup.data.sources import TOGETHER, Source
 from groundup.data.splits import Split
 from groundup.errors import DataError, nearest
 

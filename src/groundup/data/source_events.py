@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 
 from groundup.data.event_columns import Described
 from groundup.data.source_blocks import cut, no_column
+from groundup.data.source_files import PACKED, SourceFile, find_files
 from groundup.data.source_made import LEFT_OUT, Made
 from groundup.data.source_rows import count_lines, read_rows
-from groundup.data.sources import KINDS, PACKED, Source, SourceFile, as_text, find_files
+from groundup.data.sources import KINDS, Source, as_text
 from groundup.data.splits import SPLITS, TEST, TRAIN, VALIDATION, Codes, Split, by_time, parse_time
 from groundup.errors import DataError
 

@@ -20,10 +20,11 @@ import zstandard
 
 from groundup.data.encodings import PROBE_BYTES, detect
 from groundup.data.pixel_lines import PixelLines, is_heading, picture_of
+from groundup.data.source_files import SourceFile
 from groundup.data.source_idx import open_idx
 from groundup.data.source_made import Made, Rows, damaged
 from groundup.data.source_tar import open_shard
-from groundup.data.sources import Source, SourceFile
+from groundup.data.sources import Source
 from groundup.data.splits import Split
 from groundup.errors import DataError
 from groundup.text.joining import join_tokens

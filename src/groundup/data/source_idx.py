@@ -18,8 +18,9 @@ import numpy as np
 import zstandard
 
 from groundup.data.images import BadImage, check_pixels
+from groundup.data.source_files import SourceFile
 from groundup.data.source_made import Made, Rows, damaged
-from groundup.data.sources import Source, SourceFile
+from groundup.data.sources import Source
 from groundup.errors import DataError
 
 TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

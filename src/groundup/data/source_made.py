@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from groundup.data.source_files import SourceFile
 from groundup.data.source_paths import unreadable
-from groundup.data.sources import SourceFile
 from groundup.errors import DataError
 
 LEFT_OUT = "left out: "

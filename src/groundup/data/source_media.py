@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from groundup.data import audio, images
-from groundup.data.sources import Source, SourceFile, as_text
+from groundup.data.source_files import SourceFile
+from groundup.data.sources import Source, as_text
 from groundup.errors import DataError
 
 Read = Callable[[bytes, str, Source], dict[str, Any] | str]

@@ -1,6 +1,6 @@
 """Globs: which files a pattern of a recipe names, and what they are called in the corpus.
 
-A name never contains the absolute part of a path that depends on the machine; see `data/sources.py`.
+A name never contains the absolute part of a path that depends on the machine; see `data/source_files.py`.
 """
 
 from __future__ import annotations

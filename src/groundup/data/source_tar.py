@@ -17,8 +17,9 @@ from typing import IO, Any, NamedTuple
 import zstandard
 
 from groundup.data.images import LARGEST_FILE
+from groundup.data.source_files import SourceFile
 from groundup.data.source_made import Made, Rows, damaged
-from groundup.data.sources import Source, SourceFile
+from groundup.data.sources import Source
 from groundup.errors import DataError
 
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})

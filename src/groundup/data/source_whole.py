@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import zstandard
 
-from groundup.data.sources import SourceFile
+from groundup.data.source_files import SourceFile
 from groundup.errors import DataError
 
 

@@ -13,7 +13,8 @@ from groundup.config import Mistake, StageSection
 from groundup.data import corpus_forecast
 from groundup.data.corpus_build import Settings, build, files_of
 from groundup.data.corpus_clean import Clean
-from groundup.data.sources import Source, find_files
+from groundup.data.source_files import find_files
+from groundup.data.sources import Source
 from groundup.data.splits import Split
 from groundup.forecast import Forecast, Known
 from groundup.units import PositiveCount, Share
