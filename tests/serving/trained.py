@@ -85,12 +85,32 @@ def of_table(folder: Path) -> Path:
     return trained(folder, "tabular", {"name": "mlp", "widths": [16]}, source, lr=1e-2)
 
 
-def trained(folder: Path, task: Any, model: Any, source: dict[str, Any], *, lr: float, epochs: int = 12) -> Path:
-    """The artefact of a model that was trained on all rows of a source, in a folder of its own."""
+def trained(
+    folder: Path, task: Any, model: Any, source: dict[str, Any], *, lr: float, epochs: int = 12, split: Any = None
+) -> Path:
+    """The artefact of a model that was trained on the rows of a source, in a folder of its own."""
     stage = {"data": "rows", "task": task, "model": model, "epochs": epochs, "batch_rows": 16, "precision": "fp32"}
     stage |= {"optimizer": {"name": "adam", "lr": lr}, "evaluate_every": "50%", "device": "cpu"}
-    stages = {"rows": {"prepare": {"source": source, "split": {"validation": "10%"}}}, "model": {"train": stage}}
+    stages = {
+        "rows": {"prepare": {"source": source, "split": split or {"validation": "10%"}}},
+        "model": {"train": stage},
+    }
     recipe = folder / "small.yaml"
     recipe.write_text(json.dumps({"groundup": 1, "name": folder.name, "seed": 1, "stages": stages}), encoding="utf-8")
     found = run(str(recipe))
     return Path(found["model"].path)
+
+
+def of_histories(folder: Path) -> Path:
+    """A model of users who go through the films in their order, from anywhere on."""
+    draw = np.random.default_rng(5)
+    rows = ["who,film,when"]
+    for user in range(150):
+        start, length = int(draw.integers(len(FILMS))), int(draw.integers(5, 10))
+        rows += [f"u{user},{FILMS[(start + step) % len(FILMS)]},{1000 * user + step}" for step in range(length)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "events.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    source = {"kind": "interactions", "paths": [str(folder / "events.csv")]}
+    source |= {"user": "who", "item": "film", "time": "when"}
+    model = {"name": "sasrec", "d_model": 32, "context": 12, "dropout": 0.0}
+    return trained(folder, "next_item", model, source, lr=1e-2, split={"by": "last"})

@@ -37,6 +37,9 @@ POOLINGS = {
 }
 """How sentence-transformers names what is made one vector of a text's hidden states."""
 
+MOST_RECOMMENDED = 200
+"""Items that are ranked for a history at most; some of them may be left out on request."""
+
 
 class NotNumbers(GroundupError):
     """A model's scores are not numbers: its weights are damaged, or the row is such that they overflow."""
@@ -116,6 +119,37 @@ class TaskAnswerer:
             is_flat=self.runtime.device.type in ("cpu", "cuda"),
         )
         return [answering.shown(self.task, one, self.temperature) for one in given]
+
+
+class Recommender(TaskAnswerer):
+    """Items that may come next in histories, best first, with their scores: more of them than `predict` gives."""
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Encoded]) -> list[Any]:
+        """For each history its `items` and their `scores`."""
+        is_flat = self.runtime.device.type in ("cpu", "cuda")
+        alone = [row.content for row in rows]
+        found = answering.answer_together(
+            _Ranked(self.task), alone, self.runtime.forward, batch_tokens=self.batch_tokens, is_flat=is_flat
+        )
+        return [{"items": list(one["best"]), "scores": list(one["scores"])} for one in found]
+
+
+class _Ranked:
+    """A task of histories whose answers are all that was found."""
+
+    def __init__(self, task: Any) -> None:
+        task.recommended = MOST_RECOMMENDED
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def answer(self, found: Sequence[Mapping[str, Any]], example: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The best items of the last row, with their scores."""
+        if not found:
+            raise DataError("a history without any item", fix="give at least one")
+        return found[-1]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from groundup.evaluation import answering
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
 from groundup.serving import fit, models
-from groundup.serving.answerers import Answerer, Pooling, SentenceEncoder, TaskAnswerer
+from groundup.serving.answerers import Answerer, Pooling, Recommender, SentenceEncoder, TaskAnswerer
 from groundup.serving.batcher import Batcher, Limits
 from groundup.serving.generating import Generating
 from groundup.serving.models import Checked, Facts, Options
@@ -65,7 +65,8 @@ def _answerer(
         return SentenceEncoder(runtime, tokenizer, Pooling.of(checked.folder), column=facts.columns["text"])
     section = models.task_of(checked, json.loads((checked.folder / "config.json").read_text(encoding="utf-8")))
     assert section is not None, "a model that answers rows has a task"
-    return TaskAnswerer(
+    kind = Recommender if facts.evaluation == "recommending" else TaskAnswerer
+    return kind(
         answering.open_task(section, checked.folder, Tokenizer.find(checked.folder), runtime),
         runtime,
         temperature=answering.temperature_of(checked.folder),

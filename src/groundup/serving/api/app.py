@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from groundup import __version__
 from groundup.errors import GroundupError, nearest
-from groundup.serving.api import docs, embeddings, errors, openai_chat, openai_completions, tasks
+from groundup.serving.api import docs, embeddings, errors, openai_chat, openai_completions, recommending, tasks
 from groundup.serving.api.admin import admin_routes
 from groundup.serving.api.batches import Batches, Routes
 from groundup.serving.api.calling import Api, Caller
@@ -34,6 +34,7 @@ from groundup.serving.api.schemas import (
     CompletionRequest,
     EmbeddingRequest,
     QuestionRequest,
+    RecommendRequest,
     RowsRequest,
     ScoreRequest,
 )
@@ -53,6 +54,7 @@ JOBS: Routes = {
     "/v1/tag": (RowsRequest, tasks.tag),
     "/v1/answer": (QuestionRequest, tasks.answer),
     "/v1/translate": (RowsRequest, tasks.translate),
+    "/v1/recommend": (RecommendRequest, recommending.recommend),
     "/v1/score": (ScoreRequest, tasks.score),
 }
 """What a batch job can ask."""

@@ -31,6 +31,8 @@ LONGEST_STOP = 256
 MOST_BIASES = 1024
 MOST_MESSAGES = 2048
 MOST_TOOLS = 128
+MOST_RECOMMENDED = 100
+LONGEST_HISTORY = 10_000
 
 
 class Body(BaseModel):
@@ -267,6 +269,26 @@ class RowsRequest(Body):
             except ValueError as error:
                 raise bad("timeout is a number of seconds", "timeout") from error
         return data | {"input": [{name: content} for name, content in form.files]}
+
+
+Item = str | Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+"""An item by its name; names that are numbers may be written as such."""
+History = Annotated[list[Item], Field(min_length=1, max_length=LONGEST_HISTORY)]
+
+
+class RecommendRequest(Body):
+    """Histories of users, to be gone on with."""
+
+    model: Text
+    items: History | None = None
+    """What one user chose, oldest first."""
+    input: list[History | dict[str, Any]] | None = None
+    """Several histories, as lists, or as mappings with the columns that the model was trained on."""
+    k: Annotated[int, Field(ge=1, le=MOST_RECOMMENDED)] = 10
+    """How many items are told for each."""
+    exclude: Annotated[list[Item], Field(max_length=MOST_RECOMMENDED)] = []
+    """Items that are not to be told; those of the history are left out as the model was trained to."""
+    timeout: Annotated[float, Field(gt=0)] | None = None
 
 
 class QuestionRequest(Body):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from groundup.serving.api import embeddings, tasks
+from groundup.serving.api import embeddings, recommending, tasks
 from groundup.serving.api.calling import Api, Caller
 from groundup.serving.api.multipart import FORM
 from groundup.serving.api.responses import json_response
-from groundup.serving.api.schemas import EmbeddingRequest, QuestionRequest, RerankRequest, RowsRequest
+from groundup.serving.api.schemas import (
+    EmbeddingRequest,
+    QuestionRequest,
+    RecommendRequest,
+    RerankRequest,
+    RowsRequest,
+)
 from groundup.serving.api.strict_route import StrictRoute
 
 FILES: dict[str, Any] = {
@@ -72,5 +78,20 @@ def task_routes(api: Api) -> APIRouter:
     async def translate(request: Request, body: RowsRequest) -> Response:
         """Translations of texts."""
         return json_response(await tasks.translate(api, Caller.of(request.scope), body))
+
+    @router.post("/v1/recommend")
+    async def recommend(request: Request, body: RecommendRequest) -> Response:
+        """What users may choose next, best first, by what they chose so far."""
+        return json_response(await recommending.recommend(api, Caller.of(request.scope), body))
+
+    @router.get("/v1/items")
+    async def list_items(
+        request: Request,
+        model: str = Query(min_length=1),
+        search: str = Query("", max_length=200),
+        limit: int = Query(20, ge=1, le=100),
+    ) -> Response:
+        """Items of a model that recommends, by parts of their names."""
+        return json_response(await recommending.items(api, Caller.of(request.scope), model, search, limit))
 
     return router

@@ -26,13 +26,13 @@ from groundup.text import tagged
 
 async def classify(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
     """For each row its `label`, `labels` or `number`, with the probability of each class."""
-    served = _served(api, caller, body.model, "classify")
+    served = served_for(api, caller, body.model, "classify")
     return await _asked(api, caller, served, await _rows(api, served, body.input), body.timeout)
 
 
 async def tag(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
     """For each row its `tokens` and `tags`, and the `spans` that these make: label, first token, last, text."""
-    served = _served(api, caller, body.model, "tag")
+    served = served_for(api, caller, body.model, "tag")
     column = served.facts.columns.get("tokens", "tokens")
     rows: list[dict[str, Any]] = []
     for row in _listed(body.input):
@@ -50,7 +50,7 @@ async def tag(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
 
 async def answer(api: Api, caller: Caller, body: QuestionRequest) -> dict[str, Any]:
     """For each question its answer as it stands in the passage, `start` and `end`, and how sure the model is."""
-    served = _served(api, caller, body.model, "answer")
+    served = served_for(api, caller, body.model, "answer")
     columns = served.facts.columns
     question, passage = columns.get("question", "question"), columns.get("passage", "context")
     if body.input is not None:
@@ -69,7 +69,7 @@ async def answer(api: Api, caller: Caller, body: QuestionRequest) -> dict[str, A
 
 async def translate(api: Api, caller: Caller, body: RowsRequest) -> dict[str, Any]:
     """For each row its translation as `text`, and how likely its tokens are on average."""
-    served = _served(api, caller, body.model, "translate")
+    served = served_for(api, caller, body.model, "translate")
     return await _asked(api, caller, served, await _rows(api, served, body.input), body.timeout)
 
 
@@ -104,7 +104,8 @@ async def _scores(
     return await api.client.score(asked)
 
 
-def _served(api: Api, caller: Caller, name: str, route: str) -> Served:
+def served_for(api: Api, caller: Caller, name: str, route: str) -> Served:
+    """The model of a name. Raises ApiError for one that is asked at another route."""
     served = caller.asks(api, name, "answer")
     own = ROUTES[served.facts.evaluation]
     if own != route:

@@ -19,6 +19,14 @@ export async function post(path, body, signal) {
   return (await ask(path, sending(body, signal))).json();
 }
 
+/** What a POST of a form with one file gives. */
+export async function postFile(path, fields, file, signal) {
+  const body = new FormData();
+  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  body.append("file", file.content, file.name);
+  return (await ask(path, { method: "POST", body, signal })).json();
+}
+
 /** The events of a stream, each as plain data. Leaving the loop, or aborting the signal, ends the work. */
 export async function* stream(path, body, signal) {
   const reply = await ask(path, sending({ ...body, stream: true, stream_options: { include_usage: true } }, signal));
@@ -37,6 +45,14 @@ export function asCurl(path, body) {
   const quoted = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
   const url = new URL(path, document.baseURI);
   return `curl ${url} \\\n  -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
+}
+
+/** A form with one file, as a line for a shell. */
+export function asCurlForm(path, fields, name) {
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const parts = Object.entries(fields).map(([key, value]) => `-F ${quoted(`${key}=${value}`)}`);
+  const url = new URL(path, document.baseURI);
+  return [`curl ${url}`, '  -H "Authorization: Bearer $KEY"', `  ${[...parts, `-F ${quoted(`file=@${name}`)}`].join(" ")}`].join(" \\\n");
 }
 
 function sending(body, signal) {

@@ -6,10 +6,15 @@
 import { get, Problem } from "./api.js";
 import { Chat } from "./chat.js";
 import { alertOf, h, newId, translate } from "./dom.js";
+import { Drawing, isDrawn } from "./drawing.js";
 import { Figures } from "./figures.js";
+import { Photo } from "./photo.js";
+import { Recommending } from "./recommending.js";
 import { isKnown, Rows } from "./rows.js";
 import { Similarity } from "./similarity.js";
-import { choose, count, language, LANGUAGES, LOCALES, say } from "./texts.js";
+import { Speaking } from "./speaking.js";
+import { Table } from "./table.js";
+import { choose, count, decimal, isSaid, language, LANGUAGES, LOCALES, say } from "./texts.js";
 import { card } from "./tokens.js";
 
 const MARGIN_PX = 16;
@@ -49,7 +54,12 @@ async function start() {
 function kindOf(model) {
   if (model.kind === "generate") return Chat;
   if (model.kind === "embed") return Similarity;
-  return isKnown(model.task) ? Rows : null;
+  if (isKnown(model.task)) return Rows;
+  if (model.form.items) return Recommending;
+  const media = Object.values(model.media);
+  if (media.includes("audio")) return Speaking;
+  if (media.includes("image")) return isDrawn(model) ? Drawing : Photo;
+  return model.form.numbers ? Table : null;
 }
 
 function taskOf(model) {
@@ -57,11 +67,25 @@ function taskOf(model) {
   return model.kind === "generate" ? (model.chats ? "chat" : "language_modeling") : model.task;
 }
 
+/** What a model's task is called; tasks of other packages have no name here. */
+function nameOf(model) {
+  const key = `task.${taskOf(model)}`;
+  return isSaid(key) ? key : "task.other";
+}
+
+/** How much a model reads: tokens, pixels, seconds. */
+function extent({ form, max_model_len: context }) {
+  if (form.height) return [["pixels", { height: form.height, width: form.width }]];
+  if (form.seconds) return [["seconds", { time: () => decimal(form.seconds, 1), rate: () => decimal(form.rate / 1000, 1) }]];
+  if (form.items) return [["items", { count: () => count(form.items.count) }]];
+  return context ? [["context", { count: () => count(context) }]] : [];
+}
+
 // ------------------------------------------------------------------------------------------------ the head
 
 function navigate() {
   const links = page.models.map((model) => {
-    const about = h("small", {}, h("span", { t: `task.${taskOf(model)}` }), ` · ${count(model.parameters)}`);
+    const about = h("small", {}, h("span", { t: nameOf(model) }), ` · ${count(model.parameters)}`);
     return h("li", {}, h("a", { href: addressOf(model) }, h("span", { class: "name", textContent: model.id }), about));
   });
   const server = h("a", { href: "#/server" }, h("span", { class: "name", t: "server" }), h("small", { t: "figures" }));
@@ -185,9 +209,9 @@ function showModel(name, other) {
 
 function head(model, rivals, rival) {
   const facts = [
-    h("li", { t: `task.${taskOf(model)}` }),
+    h("li", { t: nameOf(model) }),
     h("li", { t: ["parameters", { count: () => count(model.parameters) }] }),
-    h("li", { t: ["context", { count: () => count(model.max_model_len) }] }),
+    ...extent(model).map((text) => h("li", { t: text })),
     h("li", { title: model.digest, t: ["digest", { digest: model.digest.slice(0, 8) }] }),
   ];
   if (model.parent) facts.push(h("li", { t: ["adapter", { model: model.parent }] }));

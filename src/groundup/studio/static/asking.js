@@ -1,18 +1,56 @@
-// A form with texts, and beside it what each model answers: what all tasks with rows have in common.
+// A place to ask, and beside it what each model answers: what all tasks with rows have in common.
 
 import { example } from "./curl.js";
 import { alertOf, field, h } from "./dom.js";
 import { say } from "./texts.js";
 
-/** A workspace of texts in, answers out. A task gives `request` (path and body) and `show` (parts of an answer). */
-export class Asking {
-  /** `fields` are [name, label, rows, example], each a text; `button` is the key of what asking is called. */
-  constructor(model, { fields, button }) {
+/** A workspace where something goes in and answers come out. What it is gives `given` (null for nothing yet) and `show`. */
+export class Workspace {
+  constructor(model, empty = "say.rows") {
     this.model = model;
     this.models = [model];
+    this.results = h("div", { class: "results", "aria-live": "polite" }, h("p", { class: "empty", t: empty }));
+    this.asked = 0;
+  }
+
+  /** Put another model beside it, or with null take it away. */
+  compare(model) {
+    this.models = [this.model, ...(model ? [model] : [])];
+    if (this.results.querySelector("section")) this.ask();
+  }
+
+  /** Ask every model; of several answers under way, only what was asked last is shown. */
+  async ask() {
+    const given = this.given;
+    if (given === null) return;
+    this.asked += 1;
+    const turn = this.asked;
+    this.curl?.update();
+    this.results.setAttribute("aria-busy", "true");
+    const shown = await Promise.all(this.models.map((model) => this.answer(model, given)));
+    if (turn !== this.asked) return;
+    this.results.removeAttribute("aria-busy");
+    this.results.replaceChildren(...shown);
+  }
+
+  async answer(model, given) {
+    const section = h("section", { class: "result", tLabel: ["results", { model: model.id }] }, h("h2", { textContent: model.id }));
+    try {
+      section.append(...(await this.show(model, given)));
+    } catch (error) {
+      section.append(alertOf(error));
+    }
+    return section;
+  }
+}
+
+/** A workspace of texts in, answers out. A task gives `request` (path and body) and `show` (parts of an answer). */
+export class Asking extends Workspace {
+  /** `fields` are [name, label, rows, example], each a text; `button` is the key of what asking is called. */
+  constructor(model, { fields, button }) {
+    super(model);
     this.controls = {};
-    this.results = h("div", { class: "results", "aria-live": "polite" }, h("p", { class: "empty", t: "say.rows" }));
-    this.curl = example(() => this.request(this.model, this.given));
+    this.curl = example(() => this.request(this.model, this.texts));
     this.element = h("div", { class: "rows" }, this.form(fields, button), this.results);
   }
 
@@ -38,38 +76,17 @@ export class Asking {
   }
 
   /** What was typed, by field. */
-  get given() {
+  get texts() {
     return Object.fromEntries(Object.entries(this.controls).map(([name, control]) => [name, control.value]));
   }
 
-  /** Put another model beside it, or with null take it away. */
-  compare(model) {
-    this.models = [this.model, ...(model ? [model] : [])];
-    if (this.results.querySelector("section")) this.ask();
+  get given() {
+    const texts = this.texts;
+    return Object.values(texts).some((text) => !text.trim()) ? null : texts;
   }
 
   fill() {
     for (const control of Object.values(this.controls)) control.value = say(control.example);
     this.ask();
-  }
-
-  async ask() {
-    const given = this.given;
-    if (Object.values(given).some((text) => !text.trim())) return;
-    this.curl.update();
-    this.results.setAttribute("aria-busy", "true");
-    const shown = await Promise.all(this.models.map((model) => this.answer(model, given)));
-    this.results.removeAttribute("aria-busy");
-    this.results.replaceChildren(...shown);
-  }
-
-  async answer(model, given) {
-    const section = h("section", { class: "result", tLabel: ["results", { model: model.id }] }, h("h2", { textContent: model.id }));
-    try {
-      section.append(...(await this.show(model, given)));
-    } catch (error) {
-      section.append(alertOf(error));
-    }
-    return section;
   }
 }

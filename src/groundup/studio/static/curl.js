@@ -5,8 +5,8 @@ import { h, speak } from "./dom.js";
 
 const SHOWN_MS = 1500;
 
-/** A part that opens; `request` gives path and body, and is asked each time that something has changed. */
-export function example(request) {
+/** A part that opens; `request` gives path and body (as `written` takes them), and is asked whenever something changed. */
+export function example(request, written = asCurl) {
   const text = h("pre", { tabIndex: 0, tLabel: "curl", role: "region" });
   const copy = h("button", { type: "button", class: "quiet", t: "copy" });
   copy.addEventListener("click", async () => {
@@ -16,7 +16,7 @@ export function example(request) {
   });
   const element = h("details", { class: "curl" }, h("summary", { t: "curl" }), text, copy);
   const update = () => {
-    if (element.open) text.textContent = asCurl(...request());
+    if (element.open) text.textContent = written(...request());
   };
   element.addEventListener("toggle", update);
   return { element, update };

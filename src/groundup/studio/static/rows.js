@@ -15,7 +15,7 @@ const TASKS = {
     button: "classify",
     fields: (model) => [["text", "input", 5, "eg.text"], ...(model.columns.pair ? [["pair", "second", 3, "eg.second"]] : [])],
     body: ({ text, pair }, model) => ({ input: pair === undefined ? text : { [model.columns.text]: text, [model.columns.pair]: pair } }),
-    show: (answer) => (answer.number === undefined ? classes(answer) : figure(answer)),
+    show: verdict,
   },
   token_tagging: {
     path: "v1/tag",
@@ -60,17 +60,26 @@ export class Rows extends Asking {
   async show(model, given) {
     const started = performance.now();
     const reply = await post(...this.request(model, given));
-    const time = (performance.now() - started) / 1000;
-    const shown = TASKS[model.task].show(reply.data[0], given, model);
-    return [...shown, h("p", { class: "figures", t: ["took", { time: () => decimal(time, 2) }] })];
+    return [...TASKS[model.task].show(reply.data[0], given, model), took(started)];
   }
+}
+
+/** A class or a number, as it was predicted. */
+export function verdict(answer) {
+  return answer.number === undefined ? classes(answer) : figure(answer);
+}
+
+/** How long an answer took. */
+export function took(started) {
+  const time = (performance.now() - started) / 1000;
+  return h("p", { class: "figures", t: ["took", { time: () => decimal(time, 2) }] });
 }
 
 /** Classes as bars, the likeliest first; what was predicted is said as well as drawn. */
 function classes(answer) {
   const pairs = Object.entries(answer.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
   const predicted = answer.labels ?? [answer.label];
-  const verdict = predicted.length ? h("span", { textContent: predicted.join(", ") }) : h("span", { t: "none" });
+  const said = predicted.length ? h("span", { textContent: predicted.join(", ") }) : h("span", { t: "none" });
   const bars = pairs.slice(0, MOST_BARS).map(([label, share]) => {
     const bar = h("span", { class: "bar", "aria-hidden": "true" });
     bar.style.setProperty("--share", String(share));
@@ -80,7 +89,7 @@ function classes(answer) {
   });
   const rest = pairs.length - bars.length;
   return [
-    h("p", { class: "verdict" }, verdict),
+    h("p", { class: "verdict" }, said),
     h("ol", { class: "bars" }, bars),
     rest > 0 ? h("p", { class: "figures", t: ["more", { count: rest }] }) : "",
   ];
@@ -130,10 +139,10 @@ function found(answer, passage) {
   const shown = isFound
     ? [between(0, answer.start), h("mark", { class: "hue-0" }, between(answer.start, answer.end)), between(answer.end)]
     : [passage];
-  const verdict = isFound
+  const said = isFound
     ? [h("p", { class: "eyebrow", t: "answerIs" }), h("p", { class: "verdict", textContent: answer.answer })]
     : [h("p", { class: "note", t: "noAnswer" })];
-  return [...verdict, h("p", { class: "passage" }, shown), ...sureness(answer)];
+  return [...said, h("p", { class: "passage" }, shown), ...sureness(answer)];
 }
 
 function translated(answer) {

@@ -10,6 +10,25 @@ export const TEXTS = {
     "task.chat": "Chat", "task.language_modeling": "Text", "task.text_classification": "Classes",
     "task.token_tagging": "Tags", "task.span_qa": "Answers in a text", "task.translation": "Translation",
     "task.embedding": "Similarity", "task.preference": "Chat", "task.other": "Model",
+    "task.image_classification": "Pictures", "task.speech_commands": "Spoken words", "task.tabular": "Table rows",
+    "task.next_item": "Recommendations", "task.click_prediction": "Clicks",
+    pixels: "{width} × {height} pixels", seconds: "{time} s at {rate} kHz", items: "{count} items",
+    "say.drawing": "Draw something, and what it is taken for will be shown here.", surface: "Drawing surface", seen: "What the model sees: {width} × {height} pixels",
+    drawHint: "With the keyboard: arrows move the pen, Space puts it down or lifts it, Delete wipes the surface.",
+    centred: "Centre and fit the drawing, as handwritten digits are", wipe: "Wipe", chooseImage: "Choose a picture",
+    penDown: "Pen down", penUp: "Pen up", takenFor: "Taken for {label}",
+    "say.photo": "What the picture shows will be said here.", dropHint: "Drop or paste a picture here, or",
+    "say.speaking": "What was said will be shown here.", wave: "How loud the recording is from its beginning to its end",
+    record: "Record", stopRecording: "Stop", play: "Listen", chooseSound: "Choose a recording",
+    speakHint: "The loudest {time} s are heard, at {rate} kHz.",
+    micInsecure: "Browsers let only secure pages listen.", micInsecureFix: "Open the page at localhost or by https, or choose a recording.",
+    micRefused: "The microphone may not be used.", micRefusedFix: "Allow it in the browser's address bar, or choose a recording.",
+    micNone: "There is no microphone that can be used.", micNoneFix: "Plug one in, or choose a recording.",
+    noSound: "This is no sound that the browser can read.", noSoundFix: "Choose a WAV or FLAC file.",
+    "say.recommending": "Choose a few items that somebody liked: what may come next will be shown here.",
+    search: "Look for an item", searchHint: "{count} items. Five are a good beginning; the newest comes last.", picked: "Chosen items",
+    foundItems: "{count} found. Arrows choose, Enter takes.", take: "Add {name}", leave: "Remove {name}", unknownItems: "Not known to this model: {names}",
+    tableHint: "The values are usual ones; an empty field is a missing value.",
     parameters: "{count} parameters", context: "{count} tokens of context", digest: "digest {digest}", adapter: "adapter of {model}",
     compare: "Compare with", nobody: "nothing", unknownModel: "There is no model {name} here.",
     message: "Message", prompt: "Text to continue", send: "Send", continue: "Continue", stop: "Stop", clear: "Start over",
@@ -60,6 +79,25 @@ export const TEXTS = {
     "task.chat": "对话", "task.language_modeling": "续写", "task.text_classification": "分类",
     "task.token_tagging": "标注", "task.span_qa": "阅读问答", "task.translation": "翻译",
     "task.embedding": "相似度", "task.preference": "对话", "task.other": "模型",
+    "task.image_classification": "图片", "task.speech_commands": "语音词", "task.tabular": "表格行",
+    "task.next_item": "推荐", "task.click_prediction": "点击",
+    pixels: "{width} × {height} 像素", seconds: "{time} 秒，{rate} kHz", items: "{count} 个条目",
+    "say.drawing": "画点什么，识别结果会显示在这里。", surface: "画板", seen: "模型看到的图像：{width} × {height} 像素",
+    drawHint: "使用键盘：方向键移动画笔，空格键落笔或抬笔，Delete 键清空画板。",
+    centred: "像手写数字那样居中并缩放", wipe: "清空", chooseImage: "选择图片",
+    penDown: "已落笔", penUp: "已抬笔", takenFor: "识别为 {label}",
+    "say.photo": "图片的内容会显示在这里。", dropHint: "把图片拖放或粘贴到这里，或者",
+    "say.speaking": "听到的内容会显示在这里。", wave: "录音从头到尾的响度",
+    record: "录音", stopRecording: "停止", play: "播放", chooseSound: "选择录音",
+    speakHint: "取其中最响的 {time} 秒，采样率 {rate} kHz。",
+    micInsecure: "浏览器只允许安全页面使用麦克风。", micInsecureFix: "请通过 localhost 或 https 打开本页，或选择一段录音。",
+    micRefused: "麦克风被禁止使用。", micRefusedFix: "请在浏览器地址栏中允许，或选择一段录音。",
+    micNone: "没有可用的麦克风。", micNoneFix: "请接上麦克风，或选择一段录音。",
+    noSound: "浏览器读不了这段声音。", noSoundFix: "请选择 WAV 或 FLAC 文件。",
+    "say.recommending": "选几个某人喜欢的条目，接下来可能喜欢的会显示在这里。",
+    search: "查找条目", searchHint: "共 {count} 个条目。先选五个即可，最新的排在最后。", picked: "已选条目",
+    foundItems: "找到 {count} 个。方向键选择，回车确认。", take: "添加 {name}", leave: "移除 {name}", unknownItems: "该模型不认识：{names}",
+    tableHint: "所填为常见值；留空表示缺失。",
     parameters: "{count} 个参数", context: "上下文 {count} 个词元", digest: "摘要 {digest}", adapter: "{model} 的适配器",
     compare: "对照模型", nobody: "无", unknownModel: "这里没有名为 {name} 的模型。",
     message: "消息", prompt: "要续写的文本", send: "发送", continue: "续写", stop: "停止", clear: "重新开始",
@@ -127,6 +165,11 @@ export function say(key, values = {}) {
   const text = TEXTS[chosen][key] ?? TEXTS.en[key];
   if (text === undefined) console.error(`there is no text ${key}`);
   return typeof text === "string" ? text.replace(/\{(\w+)\}/g, (whole, name) => written(values[name], whole)) : text ?? key;
+}
+
+/** Whether there is a text of a key. */
+export function isSaid(key) {
+  return key in TEXTS.en;
 }
 
 /** A count as the language writes it, shortened from 10,000 on: 135M, 1.4亿. */
