@@ -80,7 +80,9 @@ def test_a_missing_category_is_a_value_of_its_own_and_an_unknown_one_is_none() -
     assert features(found, rows()[2])["heating = missing"] == 1.0
     unknown = features(found, rows()[0] | {"heating": "wood"})
     assert [value for name, value in unknown.items() if name.startswith("heating")] == [0.0, 0.0, 0.0]
-    same = [features(task(categories=["rooms"]), rows()[0] | {"rooms": cell}) for cell in (3, 3.0, "3", " 3 ")]
+    same = [
+        features(task(categories=["rooms"]), rows()[0] | {"rooms": cell}) for cell in (3, 3.0, "3", " 3 ", np.int64(3))
+    ]
     assert all(one == same[0] and one["rooms = 3"] == 1.0 for one in same)
 
 
@@ -94,6 +96,7 @@ def test_a_missing_category_is_a_value_of_its_own_and_an_unknown_one_is_none() -
         ({"area": 1e60}, "in the column 'area' is too large to be computed with"),
         ({"area": "1_000"}, "the cell '1_000' in the column 'area' is no number"),
         ({"area": [40]}, r"the cell \[40\] in the column 'area' is no number"),
+        ({"heating": ["gas"]}, "the cell in the column 'heating' is a list"),
         ({"label": "huge"}, "the label 'huge' is not among those of the training rows"),
     ],
 )
@@ -245,6 +248,16 @@ def test_a_table_runs_from_its_file_to_its_report_and_no_row_of_a_test_is_measur
     assert [answer["label"] for answer in answers] == ["in", "out"]
     with pytest.raises(DataError, match="row 0: the cell 'far' in the column 'x' is no number"):
         model.predict([{"x": "far", "y": 0, "colour": "red"}])
+
+
+def test_rows_without_a_label_train_nothing_and_do_no_harm(tmp_path: Path) -> None:
+    tables = write_tables(tmp_path)
+    lines = [",".join([*line[:3], "" if i % 4 == 0 else line[3], line[4]]) for i, line in enumerate(tables["train"])]
+    (tmp_path / "train.csv").write_text("\n".join(["x,y,colour,label,price", *lines]) + "\n", encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(json.dumps(recipe({"leave_out": ["price"]}, steps=4)), encoding="utf-8")
+    made = run(tmp_path / "small.yaml")
+    assert made["model"].manifest["choices"]["task"]["labels"] == ["in", "out"]
+    assert {rival["trained_rows"] for rival in made["report"].json("report.json")["rivals"]} == {60}
 
 
 def test_a_number_is_answered_in_the_unit_of_its_column(tmp_path: Path) -> None:

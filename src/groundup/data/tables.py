@@ -89,6 +89,7 @@ def is_infinite(cell: Any) -> bool:
 
 def value_of(cell: Any) -> str | None:
     """A cell as the value of a category; None for a list, a mapping, or bytes. 3, 3.0 and "3" are one value."""
+    cell = cell.item() if isinstance(cell, np.generic) else cell
     if isinstance(cell, bool):
         return str(cell).lower()
     if isinstance(cell, float) and cell.is_integer():
@@ -111,6 +112,13 @@ def no_number(cell: Any, column: str, row: Mapping[str, Any]) -> DataError:
         f"the cell {cell!r} in the column {column!r} is {'infinite, or nearly' if is_infinite(cell) else 'no number'}"
     )
     return DataError(what, where=str(row.get("source", "")), fix="repair the cell, or leave out the row")
+
+
+def no_value(cell: Any, column: str, row: Mapping[str, Any]) -> DataError:
+    """The error for a cell that should hold a number or a text, and holds a list, a mapping or bytes."""
+    what = f"the cell in the column {column!r} is a {type(cell).__name__}: neither a number nor a text"
+    fix = f"give a number or a text; a column that is not to be read: `leave_out: [{column}]`"
+    return DataError(what, where=str(row.get("source", "")), fix=fix)
 
 
 @dataclass
@@ -206,8 +214,7 @@ class Survey:
         if len(column.values) <= (MOST_VALUES if is_category else MOST_CATEGORIES):
             word = value_of(cell)
             if word is None:
-                what = f"the cell in the column {name!r} is a {type(cell).__name__}: neither a number nor a text"
-                raise DataError(what, where=str(row.get("source", "")), fix=f"`leave_out: [{name}]`")
+                raise no_value(cell, name, row)
             column.values.add(word)
 
     def table(self) -> Table:
@@ -300,9 +307,11 @@ class Vectoriser:
                 found[lacking[name]] = 1.0
         for name, known in values.items():
             cell = cell_of(row, name)
-            held = known.get("" if reading.is_missing(cell) else value_of(cell) or "")
-            if held is not None:
-                found[held] = 1.0
+            value = "" if reading.is_missing(cell) else value_of(cell)
+            if value is None:
+                raise no_value(cell, name, row)
+            if value in known:
+                found[known[value]] = 1.0
         return self._finite(found, row)
 
     def _finite(self, found: NDArray[np.float64], row: Mapping[str, Any]) -> NDArray[np.float32]:

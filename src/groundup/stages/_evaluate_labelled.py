@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from groundup import catalog
 from groundup.artifact import Artifact, Draft, Input
 from groundup.config import Named
 from groundup.data.corpus import Corpus
+from groundup.data.packing import IGNORED
 from groundup.data.shards import open_or_build
 from groundup.data.workers import usable_cores
 from groundup.errors import DataError
@@ -290,9 +292,15 @@ def _of_vectors(
 
 def _numbers(task: Any, rows: Sequence[dict[str, Any]], most: int, outside: str | None) -> classical_numbers.Examples:
     """Rows as rivals learn from them; only as many become vectors as one of them looks at."""
-    kept = [(row, task.truth(row)) for row in rows]
+    kept = [(row, task.truth(row)) for row in rows if _has_label(task, row)]
     kept = [(row, truth) for row, truth in kept if outside is None or truth != outside]
     return classical_numbers.Examples(_vectors(task, [row for row, _ in kept[:most]]), [truth for _, truth in kept])
+
+
+def _has_label(task: Any, row: Mapping[str, Any]) -> bool:
+    """Whether a row trains anything, as far as the task can tell: one without a label does not."""
+    numbers = task.target(row) if hasattr(task, "target") else [0]
+    return any(math.isfinite(number) and number != IGNORED for number in numbers)
 
 
 def _vectors(task: Any, rows: Sequence[dict[str, Any]]) -> Any:
