@@ -225,7 +225,7 @@ def _mistake(mistake: Data, kind: str, known: bool, pictures: Pictures) -> str:
     truth, answer = (answer_text(kind, mistake[key], mistake["shown"]) for key in ("truth", "answer"))
     drawn = f"<td>{labelled_pictures.of_mistake(mistake, kind, pictures)}</td>" if pictures.examples else ""
     sure = f'<td class="number">{labelled_pictures.sureness(mistake["confidence"])}</td>' if known else ""
-    name = f"<small>{escape(mistake['id'])}</small>" if mistake["id"] != mistake["shown"] else ""
+    name = f"<small>{escape(mistake['id'])}</small>" if mistake["id"] not in mistake["shown"] else ""
     return (
         f"<tr>{drawn}<td>{escape(mistake['shown'])}{name}</td>"
         f'<td class="truth">{escape(truth)}</td><td class="said">{escape(answer)}</td>{sure}</tr>'

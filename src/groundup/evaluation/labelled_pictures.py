@@ -198,11 +198,14 @@ def _fitted(pixels: Pixels) -> Pixels:
 
 
 def element(png: bytes, alt: str) -> str:
-    """An <img> that holds its picture; small ones are shown as large squares."""
+    """An <img> that holds its picture; smaller ones are shown as large as others, tiny ones as squares."""
     width, height = struct.unpack(">II", png[16:24])  # every PNG file begins with its size
-    times = max(1, SIDE // max(width, height))
-    size = f'width="{width * times}" height="{height * times}"'
-    return f'<img alt="{escape(alt)}" {size} src="data:image/png;base64,{b64encode(png).decode()}">'
+    times = SIDE // max(width, height)
+    is_tiny = times > 1
+    scale = times if is_tiny else max(1.0, SIDE / max(width, height))
+    size = f'width="{round(width * scale)}" height="{round(height * scale)}"'
+    kind = ' class="squares"' if is_tiny else ""
+    return f'<img{kind} alt="{escape(alt)}" {size} src="data:image/png;base64,{b64encode(png).decode()}">'
 
 
 def gallery(data: Data, pictures: Pictures) -> str:

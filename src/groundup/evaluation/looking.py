@@ -45,7 +45,7 @@ TRAINING_ROWS = 1000
 """Training rows, evenly spread, whose mean replaces what is taken away."""
 KINDS = ("classes", "multilabel")
 """Kinds of evaluation whose models give scores of classes."""
-PLACES = {4: "pixels", 3: "points", 2: "features"}
+PLACES = {4: "pixels", 3: "points in time and pitch", 2: "features"}
 """What places are called, by the number of axes of a batch."""
 INTEGRATED, TIMES_INPUT, ROLLOUT = "integrated gradients", "gradient × input", "attention rollout"
 
