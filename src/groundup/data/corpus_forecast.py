@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,10 @@ from groundup.units import show_bytes, show_count, show_seconds
 SAMPLE_BYTES = 8 << 20
 _SAMPLE_TEXTS = 1 << 20
 """Bytes of sample texts passed on to later stages."""
+_PICTURE_BYTES = 16
+"""Bytes of a picture or a recording that count as one of text."""
+_SAMPLE_FILES = 2048
+"""Files of a sample where each must be decoded."""
 _PROBED_FILES = 2000
 _PROBED_ROWS = 50
 _START_S = 1.0
@@ -150,8 +155,10 @@ class _Sampled:
     cpu_s: float = 0.0
     whole: bool = False
     """Whether the sample is all there is."""
-    text_bytes: int = 0
-    texts: list[str] = field(default_factory=list)
+    passed: int = 0
+    held: int = 0
+    """What the examples weigh; of those that passed, every `stride`-th is one."""
+    stride: int = 1
     examples: list[dict[str, Any]] = field(default_factory=list)
     records: list[NDArray[Any]] = field(default_factory=list)
     slots: list[NDArray[np.uint32]] = field(default_factory=list)
@@ -223,14 +230,26 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
 
 
 def _keep_examples(sampled: _Sampled, job: Job, block: Block, cleaned: Cleaned, limit: int) -> None:
-    """Note documents, and whole rows as a corpus gives them, up to so many bytes of text."""
+    """Note whole rows as a corpus gives them, up to so many bytes, from all over the sample.
+
+    Rows often come label by label, so that the first ones alone would all be of one kind.
+    """
     for text, row, kept in zip(cleaned.texts, cleaned.rows, cleaned.kept, strict=True):
-        if sampled.text_bytes >= limit:
-            return
-        place = {"id": len(sampled.examples), "source": f"{block.files[row.file].name}:{row.line}"}
-        sampled.texts.append(text)
+        sampled.passed += 1
+        if (sampled.passed - 1) % sampled.stride:
+            continue
+        place = {"id": sampled.passed - 1, "source": f"{block.files[row.file].name}:{row.line}"}
         sampled.examples.append({"text": text, **place, **dict(zip(job.kept, kept, strict=True))})
-        sampled.text_bytes += size_of(sampled.examples[-1])
+        sampled.held += _weight(sampled.examples[-1])
+        while sampled.held > limit and len(sampled.examples) > 1:
+            sampled.examples, sampled.stride = sampled.examples[::2], 2 * sampled.stride
+            sampled.held = sum(map(_weight, sampled.examples))
+
+
+def _weight(example: Mapping[str, Any]) -> int:
+    """Bytes of an example; those of pictures and recordings count less, since each says less than one of text."""
+    text = len(str(example["text"]).encode())
+    return text + (size_of(example) - text) // _PICTURE_BYTES
 
 
 def _count(sampled: _Sampled, job: Job) -> None:
@@ -266,9 +285,17 @@ def _repeats(records: NDArray[Any], slots: NDArray[np.uint32], job: Job) -> NDAr
 
 
 def _choose(files: list[SourceFile]) -> list[SourceFile]:
-    """The files to take a sample from: of many small ones, an even choice."""
+    """The files to take a sample from: of many small ones, an even choice.
+
+    Where each is a row, they come in the order of a checksum of their names: folders are often labels, and the first
+    of them alone would be a sample of one label.
+    """
+    if files and files[0].kind in READERS:
+        files = sorted(files, key=lambda file: zlib.crc32(file.name.encode()))
     total = sum(file.size for file in files)
-    return files[:: max(1, -(-total // SAMPLE_BYTES))] if len(files) > 64 else files
+    most = _SAMPLE_FILES if files and files[0].kind in READERS else len(files)
+    stride = max(1, -(-total // SAMPLE_BYTES), -(-len(files) // max(1, most)))
+    return files[::stride] if len(files) > 64 else files
 
 
 def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:
@@ -283,7 +310,7 @@ def _facts(settings: Settings, sampled: Sequence[_Sampled]) -> dict[str, Any]:
         "documents": {name: round(count) for name, count in documents.items() if round(count)},
         "bytes": {name: round(count) for name, count in size.items() if round(count)},
         "longest_document_bytes": max((one.longest for one in sampled), default=0),
-        "sample": [text for one in sampled for text in one.texts],
+        "sample": [example["text"] for one in sampled for example in one.examples],
         "examples": [example for one in sampled for example in one.examples],
         "licences": {", ".join(s.paths): s.licence or "not stated" for s in settings.sources},
     }
@@ -344,7 +371,7 @@ def facts(artifact: Artifact) -> dict[str, Any]:
         if size >= _SAMPLE_TEXTS:
             break
         examples.append(example)
-        size += size_of(example)
+        size += _weight(example)
     return {
         "documents": {split: corpus.rows(split) for split in corpus.splits},
         "bytes": {split: corpus.bytes(split) for split in corpus.splits},
