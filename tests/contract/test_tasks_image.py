@@ -214,7 +214,8 @@ def test_rows_without_a_label_are_mixed_with_none() -> None:
 
 def said(logits: Tensor) -> Outputs:
     """What a network gives whose scores are these."""
-    return Outputs(hidden=logits, head=nn.Identity())
+    head: Any = nn.Identity()
+    return Outputs(hidden=logits, head=head)
 
 
 def soft(labels: Tensor, others: Tensor, share: Tensor) -> Tensor:
@@ -290,7 +291,7 @@ def test_a_task_shows_what_it_sees(tmp_path: Path) -> None:
     assert task.shown(examples[3]) == "row 3"
     half = np.zeros((16, 16, 1), np.uint8)
     half[:, 8:] = 255
-    drawn = task.render({"pixel_values": half.transpose(2, 0, 1), "label": np.int64(1)})
+    drawn = task.render({"pixel_values": half.transpose(2, 0, 1), "label": np.array(1)})
     assert drawn.splitlines() == [" " * 8 + "█" * 8] * 8 + ["[cyan]label: b[/]"]
     again = pickle.loads(pickle.dumps(task))
     assert np.array_equal(again.encode(examples[0])["pixel_values"], task.encode(examples[0])["pixel_values"])

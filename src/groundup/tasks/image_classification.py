@@ -212,8 +212,8 @@ class Task(LabelTask):
         normalise = self.config.normalise
         return {**super().choices, "image": list(self.shape), "normalise": normalise and normalise.model_dump()}
 
-    def encode(self, example: Mapping[str, Any]) -> dict[str, NDArray[np.uint8] | list[int] | list[float]]:
-        """`pixel_values`, channel by channel and row by row, and `label` (one number, or one for each class).
+    def encode(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        """`pixel_values`, uint8, channel by channel and row by row, and `label` (one number, or one for each class).
 
         Raises DataError, naming the row, for what is no image and for an unknown label.
         """
