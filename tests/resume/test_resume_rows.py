@@ -49,13 +49,44 @@ def table(folder: Path) -> dict[str, Any]:
     }
 
 
-CASES: dict[str, Callable[[Path], dict[str, Any]]] = {"image_classification": images, "tabular": table}
-"""For each task, what makes its `source`, and its sections `task` and `model`."""
+def events(folder: Path) -> dict[str, Any]:
+    """Who chose what when, and how it was liked."""
+    draw = np.random.default_rng(2)
+    lines = [f"u{user},i{item},{day},{(user + item) % 5}" for user in range(30) for day, item in
+             enumerate(draw.permutation(25)[: 4 + user % 9].tolist())]  # fmt: skip
+    (folder / "events.csv").write_text("\n".join(["who,what,when,stars", *lines]), encoding="utf-8")
+    return {"kind": "interactions", "paths": str(folder / "events.csv"), "user": "who", "item": "what", "time": "when"}
 
 
-def corpus(source: dict[str, Any]) -> str:
+def histories(folder: Path) -> dict[str, Any]:
+    """Histories beside drawn items that were not chosen."""
+    return {
+        "source": events(folder),
+        "split": {"by": "last"},
+        "task": {"name": "next_item", "loss": "binary", "negatives": 3},
+        "model": {"name": "sasrec", "d_model": 8, "context": 5, "dropout": 0.3},
+    }
+
+
+def clicks(folder: Path) -> dict[str, Any]:
+    """Events one by one."""
+    return {
+        "source": events(folder) | {"row": "event", "value": "stars"},
+        "split": {"by": "time", "time": "time", "validation": "20%"},
+        "task": {"name": "click_prediction", "label": "value", "at_least": 3},
+        "model": {"name": "factorisation_machine", "n_factors": 4, "dropout": 0.3},
+    }
+
+
+CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "image_classification": images, "tabular": table, "next_item": histories, "click_prediction": clicks,
+}  # fmt: skip
+"""For each task, what makes its `source`, its `split` if not at random, and its sections `task` and `model`."""
+
+
+def corpus(source: dict[str, Any], split: dict[str, Any]) -> str:
     """Where the corpus of a source lies."""
-    section, mistakes = parse(prepare.Config, {"source": source, "split": {"validation": "20%"}})
+    section, mistakes = parse(prepare.Config, {"source": source, "split": split})
     assert section is not None, mistakes
     store, key = Store(), digest_data(source)
     with store.draft("corpus", key) as out:
@@ -69,7 +100,7 @@ def corpus(source: dict[str, Any]) -> str:
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(task: str, new_cell: Any, tmp_path: Path) -> None:
     made = CASES[task](tmp_path)
     section = made | {
-        "data": corpus(made.pop("source")),
+        "data": corpus(made.pop("source"), made.pop("split", {"validation": "20%"})),
         "steps": STEPS,
         "batch_rows": 6,
         "optimizer": {"name": "momentum", "lr": 1e-2},

@@ -7,8 +7,8 @@ over them (McSherry & Najork 2008): equal scores neither flatter a system nor pu
 the same gets exactly what guessing is worth. A target that cannot be recommended at all, because the catalogue or
 the user's unseen items lack it, is below everything.
 
-Places of a whole block of users are found at once: on a (1,000, 1,682) matrix in 6 ms, where sorting each user's
-scores in a loop takes 120 ms (`bench/recommending.py`).
+Places of a whole block of users are found at once, without sorting: NDCG, recall and reciprocal rank of 943 users
+over 1,682 items take 5 ms on one core, and 250 ms where each user's items are sorted and looked through in a loop.
 
 Axes: E examples (users), Q targets of all of them, I items of the catalogue.
 """
