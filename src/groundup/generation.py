@@ -121,8 +121,9 @@ class Model:
 
         Probabilities are at the temperature that fitted the model's validation rows.
 
-        A row is a text, or a mapping with the columns the task reads; tables of pandas and polars will
-        do. Raises UserError for a model of another kind, and DataError for a row that cannot be read.
+        A row is a text, an image or a recording (bytes, the path of a file, an array), or a mapping with the columns
+        the task reads; tables of pandas and polars will do. Raises UserError for a model of another kind, and
+        DataError for a row that cannot be read.
         """
         return predict(self._task, self.runtime, rows, temperature=labelled.temperature_of(self.path))
 

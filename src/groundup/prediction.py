@@ -17,8 +17,8 @@ BATCH_TOKENS = 8192
 def predict(task: Any, runtime: TorchRuntime, rows: Iterable[Any], *, temperature: float = 1.0) -> list[dict[str, Any]]:
     """An answer for each row, in order: what the task's `answers` says of it, probabilities at a temperature.
 
-    A row is a text, or a mapping with the columns the task reads; a table of pandas or polars will do
-    too. Raises DataError, naming the row, for one the task cannot read.
+    A row is a text, an image or a recording (bytes, the path of a file, an array), or a mapping with the columns the
+    task reads; a table of pandas or polars will do too. Raises DataError, naming the row, for one the task cannot read.
     """
     examples = [answering.example_of(task, row, place) for place, row in enumerate(_listed(rows))]
     if not examples:
@@ -37,8 +37,8 @@ def predict(task: Any, runtime: TorchRuntime, rows: Iterable[Any], *, temperatur
 
 
 def _listed(rows: Any) -> list[Any]:
-    """The rows of a table or of any iterable; one text alone is a mistake that is easily made."""
-    if isinstance(rows, str | Mapping):
+    """The rows of a table or of any iterable; one row alone is a mistake that is easily made."""
+    if isinstance(rows, str | bytes | Mapping):
         raise UserError("predict takes a list of rows, not one", fix="write [row]")
     if hasattr(rows, "to_dicts"):  # polars
         return list(rows.to_dicts())

@@ -17,15 +17,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import groundup
 from groundup import catalog
 from groundup.config import dump, named, parse
 from groundup.data import images
 from groundup.data.loader import Loader
 from groundup.data.packing import IGNORED
 from groundup.data.sample import Documents
-from groundup.errors import DataError
+from groundup.errors import DataError, UserError
 from groundup.nn.network import Outputs, create
 from groundup.nn.shape import filled
+from groundup.runner import run
 from groundup.tasks import image_classification
 from groundup.tasks.image_classification import Config, Normalise, Task, settle
 
@@ -282,6 +284,33 @@ def test_rivals_read_at_most_a_thousand_numbers() -> None:
     first = picture(0, height=50, width=41)[:3, :3].mean((0, 1)) / 255
     last = picture(0, height=50, width=41)[48:, 39:].mean((0, 1)) / 255
     assert np.allclose(vector[:3], first, atol=1e-6) and np.allclose(vector[-3:], last, atol=1e-6)
+
+
+def test_a_recipe_leads_to_a_model_that_answers(tmp_path: Path) -> None:
+    lines = [",".join(map(str, [i % 2, *picture(i, height=8, width=8, channels=1).reshape(-1)])) for i in range(60)]
+    (tmp_path / "pixels.csv").write_text("\n".join(lines), encoding="utf-8")
+    section = {"data": "drawn", "task": "image_classification", "steps": 4, "batch_rows": 8}
+    model = {"name": "cnn", "filters": [3], "dense": []}
+    stages = {
+        "drawn": {"prepare": {"source": {"kind": "pixels", "paths": "pixels.csv"}, "split": {"validation": "20%"}}},
+        "told": {"train": section | {"model": model, "precision": "fp32"}},
+    }
+    recipe = {"groundup": 1, "name": "drawings", "stages": stages}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    folder = run(tmp_path / "recipe.yaml")["told"].path
+    assert (folder / "preprocessor_config.json").is_file() and not (folder / "tokenizer.json").exists()
+    told = groundup.load(folder)
+    array = picture(3, height=8, width=8, channels=1)
+    (tmp_path / "three.png").write_bytes(images.to_png(array))
+    ways = [array, images.to_png(array), tmp_path / "three.png", "three.png", {"image": array.tolist()}]
+    answers = [*told.predict(ways), *told.predict(np.stack([array, array]))]
+    assert len(answers) == 7 and answers[0]["probabilities"].keys() == {"0", "1"}
+    for answer in answers:
+        assert answer["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-6)
+    with pytest.raises(UserError, match="a list of rows"):
+        told.predict(images.to_png(array))
+    with pytest.raises(UserError, match="reads no texts"):
+        told.generate("once")
 
 
 def test_a_task_shows_what_it_sees(tmp_path: Path) -> None:

@@ -69,9 +69,14 @@ def temperature_of(folder: Path) -> float:
 
 
 def example_of(task: Any, row: Any, place: int) -> dict[str, Any]:
-    """What a user gave, a text or the columns that the task reads, as an example; `place` names it in errors."""
-    given = {getattr(task.config, "text", "text"): row} if isinstance(row, str) else dict(row)
-    return {"id": place, "source": f"row {place}"} | given
+    """What a user of this machine gave as an example; `place` names it in errors.
+
+    It is the columns that the task reads, or what stands in the first of them: a text; or an image or a recording,
+    which may be the path of a file.
+    """
+    column = getattr(task, "column", None) or getattr(task.config, "text", "text")
+    example = {"id": place, "source": f"row {place}"} | (dict(row) if isinstance(row, Mapping) else {column: row})
+    return task.local(example) if hasattr(task, "local") else example
 
 
 NAMES = {

@@ -290,6 +290,11 @@ class Task(LabelTask):
         """Where the image is from; a report shows the image itself beside it."""
         return str(example.get("source") or "an image")
 
+    @property
+    def column(self) -> str:
+        """What a row that is no mapping stands for."""
+        return str(self.config.image)
+
     def local(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """A row of a user of this machine, whose images may be named by their paths."""
         given = example.get(self.config.image)

@@ -237,6 +237,11 @@ class Task:
             frames: NDArray[np.float32] = mel(torch.from_numpy(self._heard(example).copy())[None])[0].numpy()
         return frames
 
+    @property
+    def column(self) -> str:
+        """What a row that is no mapping stands for."""
+        return self.config.audio
+
     def local(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """A row of a user of this machine, whose recordings may be named by their paths."""
         given = example.get(self.config.audio)
