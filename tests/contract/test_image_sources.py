@@ -175,6 +175,23 @@ def test_mistakes_are_told_before_anything_is_decoded() -> None:
 
 
 @pytest.mark.smoke
+def test_a_plan_sees_every_label_although_rows_come_label_by_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groundup.data.corpus_forecast._SAMPLE_TEXTS", 2000)
+    folders({f"p/{label}/{n:02}.png": 100 * place + n for place, label in enumerate("abcd") for n in range(25)})
+    for name, values in (("i", DIGITS[:30].repeat(4, 0) + np.arange(120, dtype=np.uint8)[:, None, None]),
+                         ("l", np.arange(10, dtype=np.uint8).repeat(12))):  # fmt: skip
+        Path(name).write_bytes(idx(values))
+    for source, expected in (
+        ({"kind": "images", "paths": "p"}, set("abcd")),
+        ({"kind": "idx", "paths": ["i", "l"]}, set(range(10))),
+    ):
+        found = prepare.forecast(config(source=source), {})
+        assert {example["label"] for example in found.facts["examples"]} == expected
+        assert len(found.facts["examples"]) < 50 and sum(found.facts["documents"].values()) in (100, 120)
+        assert (found.disk_bytes or 0) > 10_000, "pictures take room"
+
+
+@pytest.mark.smoke
 def test_damaged_archives_spoil_only_their_own_members() -> None:
     with zipfile.ZipFile("a.zip", "w", zipfile.ZIP_STORED) as archive:
         for number in range(3):
