@@ -307,11 +307,11 @@ class Vectoriser:
                 found[lacking[name]] = 1.0
         for name, known in values.items():
             cell = cell_of(row, name)
-            value = "" if reading.is_missing(cell) else value_of(cell)
-            if value is None:
+            held = "" if reading.is_missing(cell) else value_of(cell)
+            if held is None:
                 raise no_value(cell, name, row)
-            if value in known:
-                found[known[value]] = 1.0
+            if held in known:
+                found[known[held]] = 1.0
         return self._finite(found, row)
 
     def _finite(self, found: NDArray[np.float64], row: Mapping[str, Any]) -> NDArray[np.float32]:
