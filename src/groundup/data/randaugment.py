@@ -13,6 +13,7 @@ Axes: N images, C channels, H height, W width, D numbers drawn for an image.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def solarize(images_NCHW: Images, strength: float, signs_N: Floats) -> Images:
 
 def posterize(images_NCHW: Images, strength: float, signs_N: Floats) -> Images:
     """Fewer shades: 8 bits a value at no strength, 4 at full strength."""
-    lost = round(4 * strength)
+    lost = np.uint8(round(4 * strength))
     return images_NCHW >> lost << lost
 
 
@@ -162,7 +163,7 @@ def _grey(images_NCHW: Images) -> Images:
     return ((red + green + blue + 0x8000) >> 16).astype(np.uint8)
 
 
-def _blend(other: NDArray[np.generic], images_NCHW: Images, strength: float, signs_N: Floats) -> Images:
+def _blend(other: NDArray[Any], images_NCHW: Images, strength: float, signs_N: Floats) -> Images:
     """Between another image and this one, or beyond this one: 1 ± 0.9 x strength of the way."""
     share = (1 + 0.9 * strength * signs_N)[:, None, None, None]
     return _whole(other + share * (images_NCHW - other.astype(np.float64)))
@@ -190,4 +191,4 @@ def _moved(
     is_inside = (x_NHW >= 0) & (x_NHW < width) & (y_NHW >= 0) & (y_NHW < height)
     place_NP = np.where(is_inside, y_NHW * width + x_NHW, 0).reshape(number, 1, -1)
     found_NCP = np.take_along_axis(images_NCHW.reshape(number, channels, -1), place_NP, 2)
-    return (found_NCP * is_inside.reshape(number, 1, -1)).reshape(images_NCHW.shape)
+    return np.asarray((found_NCP * is_inside.reshape(number, 1, -1)).reshape(images_NCHW.shape), np.uint8)
