@@ -319,3 +319,12 @@ def test_the_command_prints_the_verdict_and_json() -> None:
     plain = CliRunner().invoke(app, ["compare", str(good.path), str(bad.path), "--json"])
     data = json.loads(plain.stdout)
     assert data["comparisons"][0]["metric"] == "accuracy" and data["comparisons"][0]["is_real"]
+
+
+def test_what_is_no_text_is_counted_in_examples() -> None:
+    cost = {"wall_s": 12.0, "tokens": 60_000, "unit": "examples", "tokens_s": 4_000.0}
+    data = collected(1) | {"cost": cost, "leakage": {"test": 9, "train": 99, "exact": 1, "near": 0, "threshold": 0.8}}
+    data["leakage"] |= {"without": None, "examples": []}
+    page = labelled_page.render(data)
+    assert "60k examples" in page and "4k examples/s" in page and "tokens" not in page
+    assert "are also among the 99 training rows" in page and "word for word" not in page

@@ -45,7 +45,9 @@ def render(data: Data, pictures: Pictures = NONE) -> str:
 def _header(data: Data) -> str:
     model, tested = data["model"], data["data"]
     made = f"{model['family']}, {show_count(model['parameters'])} parameters"
-    read = f"{tested['documents']:,} test rows, {show_bytes(tested['bytes'])}"
+    # What is no text has bytes that say nothing of it.
+    size = "" if "unit" in data["cost"] else f", {show_bytes(tested['bytes'])}"
+    read = f"{tested['documents']:,} test rows{size}"
     runs = len(data["runs"])
     seeds = f"mean of {runs} trainings" if runs > 1 else "one training"
     return (
@@ -236,10 +238,14 @@ def _leakage(data: Data) -> str:
     found = data["leakage"]
     if not found:
         return ""
-    told = (
-        f"Of {found['test']:,} test rows {found['exact']:,} stand word for word among the {found['train']:,} training "
-        f"rows, and {found['near']:,} more are at least {found['threshold']:.0%} alike in their runs of characters."
-    )
+    if "unit" in data["cost"]:  # rows that are no text are only compared as they are
+        told = f"Of {found['test']:,} test rows {found['exact']:,} are also among the {found['train']:,} training rows."
+    else:
+        told = (
+            f"Of {found['test']:,} test rows {found['exact']:,} stand word for word among the {found['train']:,} "
+            f"training rows, and {found['near']:,} more are at least {found['threshold']:.0%} alike in their runs of "
+            "characters."
+        )
     if found["without"]:
         told += f" Without them: {interval(data['main_metric'], found['without'])} {name_of(data['main_metric'])}."
     rows = [(pair["test"], pair["train"], f"{pair['similarity']:.0%}") for pair in found["examples"]]

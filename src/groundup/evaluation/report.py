@@ -33,7 +33,8 @@ def main_metric(names: list[str]) -> str:
 def curves(model: Artifact) -> tuple[dict[str, list[list[float]]], str]:
     """Training and validation loss of a model's log, thinned, and what they are drawn over.
 
-    Over millions of tokens where the log counts them, else over steps; empty without a log.
+    Over millions of tokens (or examples, where these are none) if the log counts them, else over steps; empty
+    without a log.
     """
     path = model.path / CURVES
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
@@ -46,7 +47,12 @@ def curves(model: Artifact) -> tuple[dict[str, list[list[float]]], str]:
             if isinstance(line.get(name), int | float):
                 found.setdefault(name, []).append([round(scale(line["step"]), 6), round(float(line[name]), 6)])
     thin = {name: points[:: -(-len(points) // CURVE_POINTS)] for name, points in found.items()}
-    return thin, "million tokens of training" if per_step else "steps"
+    return thin, f"million {unit_of(model)} of training" if per_step else "steps"
+
+
+def unit_of(model: Artifact) -> str:
+    """What the model's training counted: tokens, or examples where these are none."""
+    return str(model.metrics.get("unit", "tokens"))
 
 
 def cost(model: Artifact) -> dict[str, Any]:
@@ -55,6 +61,7 @@ def cost(model: Artifact) -> dict[str, Any]:
     known = {
         "parameters": model.metrics.get("parameters"),
         "tokens": manifest["tokens"] or None,
+        "unit": None if unit_of(model) == "tokens" else unit_of(model),
         "wall_s": manifest.get("wall_s"),
         "cpu_s": manifest.get("cpu_s"),
         "tokens_s": model.metrics.get("tokens_s"),

@@ -16,17 +16,17 @@ NAMES = {
     "next_sentence_accuracy": "next sentences told",
     "next_sentence_loss": "next-sentence loss (nats)",
 }
-COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("parameters", "Parameters", show_count),
-    ("tokens", "Trained on", lambda n: f"{show_count(n)} tokens"),
-    ("wall_s", "Training time", show_seconds),
-    ("cpu_s", "CPU time", show_seconds),
-    ("tokens_s", "Speed", lambda n: f"{show_count(n)} tokens/s"),
-    ("cores", "Cores", str),
-    ("device", "Device", str),
-    ("determinism", "Determinism", str),
+COSTS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
+    ("parameters", "Parameters", show_count, ""),
+    ("tokens", "Trained on", show_count, " {unit}"),
+    ("wall_s", "Training time", show_seconds, ""),
+    ("cpu_s", "CPU time", show_seconds, ""),
+    ("tokens_s", "Speed", show_count, " {unit}/s"),
+    ("cores", "Cores", str, ""),
+    ("device", "Device", str, ""),
+    ("determinism", "Determinism", str, ""),
 )
-"""Key, label and how it is written, of what training took."""
+"""Key, label, how it is written and what follows, of what training took. The unit is tokens, or what `unit` says."""
 SHARES = ("masked_accuracy", "next_sentence_accuracy")
 
 
@@ -88,7 +88,9 @@ def short(data: Mapping[str, Any]) -> str:
 
 def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What training took, as label and value; only what is known."""
-    return [(label, show(cost[key])) for key, label, show in COSTS if cost.get(key) is not None]
+    unit = cost.get("unit", "tokens")
+    known = [one for one in COSTS if cost.get(one[0]) is not None]
+    return [(label, show(cost[key]) + after.format(unit=unit)) for key, label, show, after in known]
 
 
 def _read(rival: Mapping[str, Any]) -> str:
