@@ -11,6 +11,7 @@ from torch import Tensor
 
 from groundup.artifact import Store
 from groundup.config import parse
+from groundup.data import loader as loading
 from groundup.data import shards as stored
 from groundup.data.corpus import Corpus, size_of
 from groundup.data.loader import Loader
@@ -77,6 +78,30 @@ def test_how_a_step_is_cut_and_who_makes_it_changes_nothing() -> None:
     expected = pixels(1, 0)
     for micro_batches, workers in ((2, 0), (4, 1), (1, 2)):
         assert torch.equal(pixels(micro_batches, workers), expected)
+
+
+def test_blocks_of_batches_begin_where_they_always_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix product rounds by how many rows it has: what a resumed run makes must have the same rows beside it."""
+    made: list[list[int]] = []
+
+    def noted(rows: Vectors, arrays: Arrays, indices: Int64s, epochs: Int64s) -> Arrays:
+        made.append(indices.tolist())
+        return arrays
+
+    row_bytes = 6 + 8  # six pixels, and a label as int64
+    monkeypatch.setattr(loading, "BLOCK_BYTES", 13 * row_bytes)
+    rows = rows_of(documents(), change=noted)
+    through = [Loader(rows, _unused, 7, 4, 2, workers=workers) for workers in (0, 2)]
+    whole = [[loader.micro_batch(step, m) for step in range(9) for m in range(2)] for loader in through]
+    for loader in through:
+        loader.close()
+    assert all(torch.equal(a[0]["label"], b[0]["label"]) for a, b in zip(*whole, strict=True))
+    assert {len(indices) for indices in made} == {1, 12}, "one row to learn its size, then three steps at once"
+    made.clear()
+    resumed = Loader(rows, _unused, 7, 4, 2)
+    batch, indices = resumed.micro_batch(5, 1)
+    assert torch.equal(batch["pixel_values"], whole[0][11][0]["pixel_values"])
+    assert indices.tolist() == whole[0][11][1].tolist() == made[-1][10:12], "step 5 is the third of its block"
 
 
 def test_a_sweep_sees_each_row_once_in_one_epoch() -> None:

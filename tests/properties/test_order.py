@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.data.order import Order, generator, mix, mix_one
+from groundup.data.order import Order, Stretches, generator, mix, mix_one
 
 ROWS = st.one_of(st.integers(1, 300), st.integers(1, 5000))
 SEEDS = st.integers(0, 2**63)
@@ -33,6 +33,18 @@ def test_a_span_is_its_positions_one_by_one_and_crosses_epochs(rows: int, seed: 
     one_by_one = [order.at(position) for position in range(start, start + count)]
     assert one_by_one == list(zip(epochs.tolist(), found.tolist(), strict=True))
     assert epochs.tolist() == [position // rows for position in range(start, start + count)]
+
+
+@unhurried
+@given(st.integers(1, 60), SEEDS, st.integers(1, 50), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 40))))
+def test_an_order_read_in_stretches_is_the_same(
+    rows: int, seed: int, length: int, spans: list[tuple[int, int]]
+) -> None:
+    order = Order(rows, seed)
+    read = Stretches(order, length)
+    for start, count in spans:
+        for found, expected in zip(read.span(start, count), order.span(start, count), strict=True):
+            assert found.tolist() == expected.tolist()
 
 
 @unhurried

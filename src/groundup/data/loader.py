@@ -8,22 +8,26 @@ prepare batches ahead change when a batch is made, never what is in it.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groundup.data.order import Order
+from groundup.data.order import Order, Stretches
 from groundup.data.packing import IGNORED, Row, Rows, spread
 
 Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[Row]], Batch]
 Int64s = NDArray[np.int64]
 
+BLOCK_BYTES = 2**20
+"""What batches that are made at once may come to: they are to stay in a cache until they are used."""
 LABELS = ("labels", "label", "next_sentence_label")
 """The keys of a row whose value -100 means that nothing is trained there."""
 
@@ -51,10 +55,12 @@ class Loader:
             raise ValueError(f"{batch_rows} rows cannot be divided into {micro_batches} micro-batches")
         self.rows, self.collate, self.seed = rows, collate, seed
         self.batch_rows, self.micro_batches, self.pin = batch_rows, micro_batches, pin
-        self.order = Order(len(rows), seed)
+        self.order = Stretches(Order(len(rows), seed))
         self.lengths: Int64s | None = getattr(rows, "lengths", None)
+        self._differ = self.lengths is not None and int(self.lengths.min()) != int(self.lengths.max())
         self._together: Callable[[Int64s, Int64s], Batch] | None = getattr(rows, "batch", None)
         """Where examples have one shape, their rows make a batch at once (`data/vectors.py`)."""
+        self._blocks = Blocks(self._together, self.order, batch_rows) if self._together and not self._differ else None
         self._ahead = Ahead(self._make, workers, self._next) if workers else None
 
     def micro_batch(self, step: int, micro: int) -> tuple[Batch, Int64s]:
@@ -102,7 +108,10 @@ class Loader:
         step, micro = key
         start = micro * self.batch_rows // self.micro_batches
         stop = (micro + 1) * self.batch_rows // self.micro_batches
-        if self.lengths is None:
+        if self._blocks:
+            batch, indices = self._blocks.cut(step * self.batch_rows + start, stop - start)
+            return self._pinned(batch), indices
+        if self.lengths is None or not self._differ:
             epochs, indices = self.order.span(step * self.batch_rows + start, stop - start)
         else:
             epochs, indices = self.order.span(step * self.batch_rows, self.batch_rows)
@@ -119,6 +128,42 @@ class Loader:
 
     def _pinned(self, batch: Batch) -> Batch:
         return {key: value.pin_memory() for key, value in batch.items()} if self.pin else batch
+
+
+class Blocks:
+    """Batches of rows of one shape, made for several steps at once and cut out of what was made.
+
+    Gathering and scaling 32 small images takes less time than asking for it. Where blocks begin and end follows from
+    the rows alone, so that a resumed run makes the same ones: a matrix product may round by how many rows it has.
+    """
+
+    def __init__(self, together: Callable[[Int64s, Int64s], Batch], order: Stretches, step_rows: int) -> None:
+        self.together, self.order, self.step_rows = together, order, step_rows
+        self._held: tuple[int, Batch, Int64s] = (-1, {}, np.empty(0, np.int64))
+        self._lock = threading.Lock()
+
+    @cached_property
+    def block_rows(self) -> int:
+        """Rows of a block: those of as many steps as fit into BLOCK_BYTES, or 0."""
+        one = self.together(np.zeros(1, np.int64), np.zeros(1, np.int64))
+        row_bytes = max(1, sum(value.nbytes for value in one.values()))
+        return BLOCK_BYTES // row_bytes // self.step_rows * self.step_rows
+
+    def cut(self, start: int, count: int) -> Made:
+        """The batch of `count` places of the run from `start`, all of one step, and the indices of its rows."""
+        if self.block_rows <= count:
+            return self._made(start, count)  # large enough by itself; threads make several at a time
+        begin = start // self.block_rows * self.block_rows
+        with self._lock:  # a second thread waits for the block that the first one makes, and finds its own rows there
+            if self._held[0] != begin:
+                self._held = (begin, *self._made(begin, self.block_rows))
+            _, batch, indices = self._held
+        own = slice(start - begin, start - begin + count)
+        return {key: value[own] for key, value in batch.items()}, indices[own]
+
+    def _made(self, start: int, count: int) -> Made:
+        epochs, indices = self.order.span(start, count)
+        return self.together(indices, epochs), indices
 
 
 Key = tuple[int, int]

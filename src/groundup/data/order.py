@@ -27,6 +27,8 @@ ROUNDS = 8
 """Even, so that the two halves end where they began; eight also mixes halves of one or two bits."""
 MIN_BITS = 6
 """Smaller ranges are walked within 64 numbers: a Feistel network over fewer reaches few permutations."""
+STRETCH = 4096
+"""Places of a run worked out at once where they are read one after the other: a millisecond's work."""
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 Number = Any
@@ -63,14 +65,15 @@ class Order:
         The same as `at` for each of them, all at once.
         """
         epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), self.rows)
+        first, last = start // self.rows, (start + count - 1) // self.rows
         seed = mix(np.array([self.seed & _MASK], np.uint64))
-        keys = _keys(mix(seed ^ epochs.astype(np.uint64)), mix)
-        numbers = places.astype(np.uint64)
-        outside = np.ones(count, bool)
-        while outside.any():
-            picked = [key[outside] for key in keys]
+        keys = _keys(mix(seed ^ np.arange(first, last + 1).astype(np.uint64)), mix)
+        numbers, outside = places.astype(np.uint64), np.arange(count)
+        while len(outside):
+            # Of a single epoch there is one key for all numbers: what is an array of one fits every other array.
+            picked = keys if last == first else [key[epochs[outside] - first] for key in keys]
             numbers[outside] = self._feistel(numbers[outside], picked, mix, inverse=False)
-            outside = numbers >= self.rows
+            outside = outside[numbers[outside] >= self.rows]
         return epochs, numbers.astype(np.int64)
 
     def _walk_one(self, epoch: int, number: int, *, inverse: bool) -> int:
@@ -94,6 +97,27 @@ class Order:
             else:
                 high = high ^ (hashed(low ^ keys[step]) & self._high_mask)
         return (high << self._low_bits) | low
+
+
+class Stretches:
+    """An order read in passing: worked out a long stretch at a time, for small pieces take forty times as long a row.
+
+    Whoever reads may also jump; then the stretch begins anew. Several threads may read.
+    """
+
+    def __init__(self, order: Order, length: int = STRETCH) -> None:
+        self.order, self.length = order, length
+        nothing = np.empty(0, np.int64)
+        self._held = (0, nothing, nothing)
+
+    def span(self, start: int, count: int) -> tuple[Int64s, Int64s]:
+        """What `Order.span` gives, as arrays that must not be changed."""
+        first, epochs, rows = self._held
+        if start < first or start + count > first + len(rows):
+            first, (epochs, rows) = start, self.order.span(start, max(count, self.length))
+            self._held = (first, epochs, rows)  # in one go: another thread sees this stretch or the one before
+        own = slice(start - first, start - first + count)
+        return epochs[own], rows[own]
 
 
 def _keys(base: Number, hashed: Callable[[Number], Number]) -> list[Number]:

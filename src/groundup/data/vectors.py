@@ -45,7 +45,8 @@ class Vectors:
         """`shapes` names the columns that are arrays, `values` those with one number an example; `labels` is
         the column that is trained: -100, or a number that is not finite, trains nothing.
 
-        `tensors` makes a batch of stacked arrays, (B, …) each; `change` is applied before, in training only.
+        `tensors` makes a batch of stacked arrays, (B, …) each, of each row the same whatever rows are beside it;
+        `change` is applied before, in training only.
         Raises DataError, naming the example, where an array has another size than its shape says.
         """
         self.documents, self.document_bytes = shards.documents, shards.bytes
