@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "cyan", "unfinished": "magenta"}
 LOG_EVERY_S = 15.0
+DRAW_EVERY_S = 0.1
+"""What changes more often than a bar is drawn need not be written down for it."""
 
 
 def reporter_for(as_json: bool, quiet: bool) -> Reporter:
@@ -36,8 +38,8 @@ class ConsoleReporter(Reporter):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.stage = ""
-        self.said_at = 0.0
+        self.stage, self.doing = "", ""
+        self.said_at, self.drawn_at = 0.0, 0.0
         self.bar: Progress | None = None
 
     def start(self, stage: str, doing: str = "") -> None:
@@ -47,11 +49,13 @@ class ConsoleReporter(Reporter):
 
     def advance(self, doing: str, done: float, total: float | None = None, **figures: Any) -> None:
         """Move the bar, or now and then print a line where there is no terminal."""
-        shown = "  ".join(f"{key} {show_figure(key, value)}" for key, value in figures.items())
+        now = time.monotonic()
         if self.console.is_terminal:
-            self._draw(doing, done, total, shown)
-        elif time.monotonic() - self.said_at >= LOG_EVERY_S:
-            self.said_at = time.monotonic()
+            if doing != self.doing or done == total or now - self.drawn_at >= DRAW_EVERY_S:
+                self.doing, self.drawn_at = doing, now
+                self._draw(doing, done, total, _shown(figures))
+        elif now - self.said_at >= LOG_EVERY_S:
+            self.said_at, shown = now, _shown(figures)
             share = f" {done / total:4.0%}" if total else ""
             self.console.print(f"  {escape(doing)}{share}  {escape(shown)}")
 
@@ -90,6 +94,10 @@ class ConsoleReporter(Reporter):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def _shown(figures: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key} {show_figure(key, value)}" for key, value in figures.items())
 
 
 def show_figure(key: str, value: Any) -> str:

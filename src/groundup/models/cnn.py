@@ -150,7 +150,7 @@ class Cnn(KeepsActivations):
         x_BF = self.maps(pixel_values_BCHW).flatten(1)
         for layer in self.dense:
             x_BF = layer(x_BF)
-        return x_BF[:, None]
+        return x_BF.unsqueeze(1)
 
 
 def build(config: Config) -> Cnn:

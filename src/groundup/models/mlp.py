@@ -112,7 +112,7 @@ class Mlp(KeepsActivations):
             raise UserError(what, fix="set `n_features` to what the data gives, or leave it out")
         for layer in self.layers:
             x_BF = layer(x_BF)
-        return x_BF[:, None]
+        return x_BF.unsqueeze(1)
 
 
 def build(config: Config) -> Mlp:

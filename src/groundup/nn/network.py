@@ -170,7 +170,7 @@ class Outputs:
     def examples(self, reads: Reads) -> Tensor:
         """One vector an example, (E, D): its first or last token's, the mean of its tokens', or both ends'."""
         if self.hidden.shape[1] == 1 and not self.batch.keys() & {"lengths", "attention_mask"}:
-            return self.hidden[:, 0]  # one position an example: there is nothing to look for
+            return self.hidden.squeeze(1)  # one position an example: there is nothing to look for
         flat_ND, (start_E, length_E) = self.hidden.flatten(0, 1), self.places
         if reads == "first":
             return flat_ND[start_E]

@@ -8,10 +8,9 @@ fp32. For fp32 on a CPU, `groundup.nn.products` says which libraries there are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -37,15 +36,11 @@ class Arithmetic:
     precision: Precision = "fp32"
     matmul: Matmul = "torch"
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
+    def on(self) -> AbstractContextManager[Any]:
         """A block in which matrix products run so; parameters and gradients stay fp32."""
-        if self.precision == "fp32":
-            with products.multiplying(self.matmul):
-                yield
-        else:
-            with torch.autocast(self.device, dtype=torch.bfloat16):
-                yield
+        if self.precision == "bf16":
+            return torch.autocast(self.device, dtype=torch.bfloat16)
+        return products.multiplying(self.matmul) if self.matmul != "torch" else nullcontext()
 
 
 def faster_library() -> tuple[Matmul, str]:

@@ -103,6 +103,18 @@ def kept_memory() -> Iterator[None]:
         library.malloc_trim(0)
 
 
+def seed(number: int, device: str) -> None:
+    """Set the state of the generator that computing on a device draws from.
+
+    torch's own function also notes for every kind of device that is not here what to seed it with, and who asked:
+    that takes longer than a step of a small network.
+    """
+    if device == "cpu":
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)
+
+
 def free_bytes(device: str) -> int:
     """Memory that a run could still take."""
     if device == "cuda":

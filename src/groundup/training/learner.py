@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup.training import device as machine
 from groundup.training import freezing, joint, objective, optimizers
 from groundup.training.average import Average
 from groundup.training.choices import Choices
@@ -56,6 +57,7 @@ class Learner:
         self.weights = optimizers.Weights(network, lr_scales)
         self.optimizers = settings.optimizer.build(self.weights, choices.device)
         self.average = Average(network, settings.ema) if settings.ema else None
+        self._counted: tuple[list[dict[str, int]], dict[str, Tensor]] = ([], {})
         self.trained = [p for p in network.parameters() if p.requires_grad]
         eager = methods.forward(network, objective_, choices.arithmetic)
         # Shapes never change, so one graph is made for them and no guard has to watch them.
@@ -68,28 +70,35 @@ class Learner:
         of a generator to keep.
         """
         device = self.choices.device
-        share = objective.shares([self.methods.counts(self.objective, part) for part in parts], device)
-        losses = torch.zeros(len(share), device=device)
+        share = self._shares([self.methods.counts(self.objective, part) for part in parts])
+        losses: Tensor | None = None
         with self.unfreezing.at(step):
             if self.objective.joint is not None and len(parts) > 1:
-                losses += self._joint_gradients(parts, share, step)
+                losses = self._joint_gradients(parts, share, step)
                 parts = ()
             for micro, part in enumerate(parts):
-                torch.manual_seed(draw(self.settings.seed, step, micro))
+                machine.seed(draw(self.settings.seed, step, micro), device)
                 loss, each = self.forward(objective.to_device(part, device), share)
                 torch.autograd.backward(loss)
-                losses += each
+                losses = each if losses is None else losses + each
         if self.settings.l1:
             _add_l1(self.weights.decayed, self.settings.l1)
         # With data parallelism gradients and losses are summed over ranks here.
-        norm = torch.nn.utils.get_total_norm(self._grads(), foreach=True)
-        *found, grad_norm = torch.cat([losses, norm.float().reshape(1)]).tolist()
+        norm = total_norm(self._grads())
+        assert losses is not None, "a step has at least one micro-batch"
+        *found, grad_norm = torch.cat([losses.float(), norm.float().reshape(1)]).tolist()
         return Figures(sum(found), dict(zip(share, found, strict=True)), grad_norm)
 
     def labels(self, parts: Sequence[Batch]) -> int:
         """The number of labels that the loss of a batch was divided by; of several parts the least."""
         counts = [self.methods.counts(self.objective, part) for part in parts]
         return min(sum(one[name] for one in counts) for name in counts[0])
+
+    def _shares(self, counts: list[dict[str, int]]) -> dict[str, Tensor]:
+        """One over the count of each part; as a rule the counts are those of the last step, and so are the tensors."""
+        if self._counted[0] != counts:
+            self._counted = (counts, objective.shares(counts, self.choices.device))
+        return self._counted[1]
 
     def _joint_gradients(self, parts: Sequence[Batch], share: dict[str, Tensor], step: int) -> Tensor:
         """The parts of a loss that compares the examples of a whole batch; the gradients are left in place."""
@@ -103,7 +112,7 @@ class Learner:
         batches = [objective.to_device(part, self.choices.device) for part in parts]
 
         def seed(micro: int) -> None:
-            torch.manual_seed(draw(self.settings.seed, step, micro))
+            machine.seed(draw(self.settings.seed, step, micro), self.choices.device)
 
         return joint.gradients(vectors, self.objective.joint, batches, share, seed)
 
@@ -132,7 +141,8 @@ class Learner:
 
     def forget(self) -> None:
         """Drop the gradients."""
-        self.network.zero_grad(set_to_none=True)
+        for p in self.trained:
+            p.grad = None
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything to go on from: named tensors, and the optimizers' entries that are no tensors."""
@@ -163,6 +173,14 @@ class Learner:
 
     def _grads(self) -> list[Tensor]:
         return [p.grad for p in self.trained if p.grad is not None]
+
+
+def total_norm(grads: list[Tensor]) -> Tensor:
+    """The Euclidean norm of gradients of one device and type: `torch.nn.utils.get_total_norm`, which sorts first."""
+    if len({grad.dtype for grad in grads}) != 1:
+        return torch.nn.utils.get_total_norm(grads, foreach=True)
+    found: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    return found
 
 
 def draw(*place: int) -> int:

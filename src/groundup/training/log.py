@@ -18,6 +18,8 @@ from groundup.errors import MissingExtra, UserError
 
 SinkName = Literal["tensorboard", "mlflow"]
 METRICS, TEXT = "metrics.jsonl", "train.log"
+SHOWN_EVERY_S = 0.2
+"""How long figures may wait before who follows the file sees them: asking the system to write takes its time."""
 
 
 class Sink(Protocol):
@@ -39,11 +41,14 @@ class Log:
         self.metrics = (folder / METRICS).open("a", encoding="utf-8")
         self.text = (folder / TEXT).open("a", encoding="utf-8")
         self.sinks: list[Sink] = []
+        self.shown = 0.0
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
         """Add one line to `metrics.jsonl`. Steps are counted from 1: after the first update it is 1."""
         self.metrics.write(json.dumps({"step": step} | figures) + "\n")
-        self.metrics.flush()
+        if (now := time.monotonic()) - self.shown >= SHOWN_EVERY_S:
+            self.metrics.flush()
+            self.shown = now
         for sink in list(self.sinks):
             try:
                 sink.write(step, figures)
@@ -55,6 +60,7 @@ class Log:
         """Add a line with the time to `train.log`."""
         self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         self.text.flush()
+        self.metrics.flush()
 
     def flush(self) -> None:
         """Put what was written where a kill cannot lose it; called before every state."""

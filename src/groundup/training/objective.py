@@ -62,6 +62,8 @@ def forward(network: nn.Module, objective: Objective, arithmetic: Arithmetic) ->
         with arithmetic.on():
             parts = objective.loss(network(batch), batch)
         losses = [total * parts_share[part] for part, (total, _) in parts.items()]
+        if len(losses) == 1:
+            return losses[0], losses[0].detach().reshape(1)
         stacked = torch.stack(losses)
         return stacked.sum(), stacked.detach()
 

@@ -17,6 +17,7 @@ from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from groundup.config import OneOf, Section
+from groundup.training import fused
 from groundup.training.muon import Muon as MuonOptimizer
 
 Rate = Annotated[float, Field(gt=0)]
@@ -30,6 +31,11 @@ FUSED = {
     "mps": (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW),
 }
 """Which of torch's optimizers have a fused step on which device."""
+DIRECT: dict[Any, Callable[..., torch.optim.Optimizer]] = {
+    torch.optim.Adam: fused.Adam,
+    torch.optim.AdamW: fused.AdamW,
+}
+"""Those whose fused step is taken without what torch does around it."""
 
 
 class Optimizer(Section):
@@ -190,6 +196,9 @@ class Weights:
     def groups(self, weight_decay: float, *, but_hidden: bool = False) -> list[Group]:
         """Parameter groups with and without decay, and by their scale of the rate; empty ones are left out."""
         left_out = {id(p) for p in self.hidden} if but_hidden else set()
+        if not weight_decay:
+            alike = [p for p in (*self.decayed, *self.plain) if id(p) not in left_out]
+            return [group | {"weight_decay": 0.0} for group in by_scale(alike, self.scales)]
         decayed = [p for p in self.decayed if id(p) not in left_out]
         with_decay = [group | {"weight_decay": weight_decay} for group in by_scale(decayed, self.scales)]
         return with_decay + [group | {"weight_decay": 0.0} for group in by_scale(self.plain, self.scales)]
@@ -245,5 +254,5 @@ def _torch(
     kind: Callable[..., torch.optim.Optimizer], groups: list[Group], device: str, **options: Any
 ) -> torch.optim.Optimizer:
     if kind in FUSED.get(device, ()):
-        return kind(groups, fused=True, **options)
+        return DIRECT.get(kind, kind)(groups, fused=True, **options)
     return kind(groups, **options)
