@@ -55,6 +55,7 @@ NO_TOKENS = {
     "next_item": "test_recommending.py",
     "click_prediction": "test_recommending.py",
     "tabular": "test_tabular.py",
+    "speech_commands": "test_speech_commands.py",
     "image_classification": "test_tasks_image.py",
 }
 """Tasks of examples that no tokenizer cuts, and where their promises are tested."""
