@@ -381,7 +381,10 @@ def test_shards_that_are_broken_stop_the_stage() -> None:
     whole = Path("whole.tar").read_bytes()
     spoilt = bytearray(whole)
     spoilt[whole.index(b"3.png") + 150] ^= 1  # in the checksum of a header
+    remarks = tarfile.TarInfo("remarks")
+    remarks.type, remarks.size = tarfile.XHDTYPE, 4 << 30
     for content, said in (
+        (remarks.tobuf() + whole, "is damaged: a member's name or remarks have 4294967296 bytes"),
         (whole[:3000], "is damaged"),
         (bytes(spoilt), "is damaged: a member's header is broken"),
         (b"no archive at all", "is damaged"),

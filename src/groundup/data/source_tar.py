@@ -30,6 +30,8 @@ LARGEST_TEXT = 1 << 20
 """Bytes a label, a text or a mapping may have."""
 _BROKEN: tuple[type[Exception], ...] = (vars(tarfile)["InvalidHeaderError"], vars(tarfile)["TruncatedHeaderError"])
 """Documented in `tarfile`'s source alone; the others of their family mean that the archive ends."""
+_ABOUT_OTHERS = (b"x", b"g", b"X", b"L", b"K")
+"""Types of headers that say something of the members behind them (POSIX.1-2001, GNU)."""
 
 
 class _Part(NamedTuple):
@@ -42,7 +44,17 @@ class _Part(NamedTuple):
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is checked: `tarfile` takes a broken one in the middle for the end of the archive."""
+    """A member whose header is checked: `tarfile` takes a broken one in the middle for the end of the archive.
+
+    Names and remarks longer than a header come as blocks that `tarfile` reads whole, whatever their size.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _ABOUT_OTHERS and found.size > LARGEST_TEXT:
+            raise tarfile.ReadError(f"a member's name or remarks have {found.size} bytes")
+        return found
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
