@@ -175,7 +175,7 @@ def test_targets_are_ranked_among_all_items(model: str, seen: str) -> None:
         ranked = sorted(open_items, key=lambda item: -scores[item])
         assert answer["best"] == [ITEMS[item - 1] for item in ranked]
         target = int(row[TARGET])
-        assert answer["place"] == ([ranked.index(target), 1] if target in ranked else [len(ITEMS) + 1, 1])
+        assert answer["place"] == ([ranked.index(target), 1] if target in ranked else [len(ITEMS), 1])
         gain = 1 / np.log2(ranked.index(target) + 2) if target in ranked else 0.0
         assert float(sums["gain"][index]) == pytest.approx(gain)
     examples = users(targets=2)

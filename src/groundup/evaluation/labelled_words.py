@@ -63,7 +63,8 @@ PLAIN = (
 HUNDREDS = ("bleu", "chrf")
 CALLED = {
     "classes": "examples", "multilabel": "examples", "number": "examples", "tags": "sentences", "spans": "questions",
-    "texts": "sentences", "ranking": "queries", "recommending": "users", "sums": "examples",
+    "texts": "sentences", "ranking": "queries",
+    "recommending": "continuations of histories", "sums": "examples",
 }  # fmt: skip
 
 
@@ -184,10 +185,14 @@ def answer_text(kind: str, value: Any, shown: str = "") -> str:
 def _recommended(answer: Mapping[str, Any]) -> str:
     """The first recommendations before the last target, and where the targets stood."""
     first = ", ".join(map(str, answer["best"][-1][:5])) if answer["best"] else "nothing"
-    places = [
-        f"{above + 1:,}" if tied == 1 else f"{above + 1:,} to {above + tied:,}" for above, tied in answer["places"]
-    ]
-    return f"{first} …; the right one at place {', '.join(places[-3:])} of {answer['items']:,}"
+    places = [_place(above, tied, answer["items"]) for above, tied in answer["places"][-3:]]
+    return f"{first} …; the right one {', '.join(places)} of {answer['items']:,}"
+
+
+def _place(above: int, tied: int, items: int) -> str:
+    if above >= items:
+        return "none"  # an item that no training row holds, or one that the user had chosen before
+    return f"at place {above + 1:,}" if tied == 1 else f"at places {above + 1:,} to {above + tied:,}"
 
 
 def _listed(value: Any) -> list[str]:

@@ -8,7 +8,7 @@ the user has chosen before are left out, unless told otherwise.
 Batch: `input_ids` and `labels` in one of the layouts of `data/layout.py`; in training with `loss: binary`
 `negatives`; held out `seen` (E,S), 0 where a row has fewer, and `target` (E,). See `data/histories.py`.
 
-Axes: E examples of a batch, T items of a row, V entries of the table: the catalogue and one for unknown items.
+Axes: E examples of a batch, T items of a row, I items of the catalogue, V = I + 1 entries of the table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ METRICS = {
 }
 """What is watched while training, over the whole catalogue."""
 RECOMMENDED = 20
-"""How many items an answer names, best first."""
+"""How many items an answer names, best first, unless told otherwise."""
 MOST_ITEMS = 200_000
 """More items than this are not all ranked for every user in reasonable time; nor would one softmax hold them."""
 SHOWN_ITEMS = 8
@@ -64,6 +64,9 @@ class Config(Named):
     features: tuple[str, ...] = ()
     """Columns with a list beside the items (and targets) that tells of each: year, genres. For models that read
     them, such as `two_tower`."""
+    titles: str | None = None
+    """The column with a list beside the items that says what people call each, where items are named by numbers: a
+    server looks for items by their titles, and tells them."""
     loss: Literal["softmax", "binary", "in_batch"] = "softmax"
     """`softmax` over the whole catalogue; `binary`, each label against drawn negatives, as SASRec's paper has it;
     `in_batch`, a softmax over the labels of the batch, corrected for how often items occur."""
@@ -77,6 +80,8 @@ class Config(Named):
     """How often each was chosen; follows from the training rows."""
     described: tuple[tuple[int, ...], ...] | None = None
     """The numbers of each item's features, from 1; follows from the training rows."""
+    called: tuple[str, ...] | None = None
+    """The title of each item, with `titles`; follows from the training rows."""
 
 
 def settle(config: Config, examples: Iterable[Mapping[str, Any]]) -> Config:
@@ -90,9 +95,13 @@ def settle(config: Config, examples: Iterable[Mapping[str, Any]]) -> Config:
     counts: Counter[str] = Counter()
     numbers: dict[tuple[str, str], int] = {}
     described: dict[str, tuple[int, ...]] = {}
+    called: dict[str, str] = {}
     for example in examples:
         items = _items(config.items, example)
         counts.update(items)
+        if config.titles is not None:
+            own_titles = _beside(config.titles, items, example)[: len(items)]
+            called |= {item: " ".join(title) for item, title in zip(items, own_titles, strict=True)}
         beside = [_beside(name, items, example) for name in config.features]
         for place, item in enumerate(items if beside else ()):
             if item not in described:
@@ -108,6 +117,8 @@ def settle(config: Config, examples: Iterable[Mapping[str, Any]]) -> Config:
     found: dict[str, Any] = {"catalogue": catalogue, "counts": tuple([counts[item] for item in catalogue])}
     if config.features:
         found["described"] = tuple([described[item] for item in catalogue])
+    if config.titles is not None:
+        found["called"] = tuple([called[item] for item in catalogue])
     return config.model_copy(update=found)
 
 
@@ -150,6 +161,8 @@ class Task:
     evaluation = "recommending"
     baseline = "item_knn"
     packs = True
+    recommended = RECOMMENDED
+    """How many items an answer names; a server asks for more, of which some are left out on request."""
     outputs = None
     labels: list[str] = []  # noqa: RUF012 - scores stand for items, which a vocabulary of their own names
 
@@ -238,30 +251,30 @@ class Task:
         return {"loss": int((batch["labels"] != IGNORED).sum())}
 
     def _scores(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The scores of all items after the last item of each row, (E,V), and each row's target, (E,).
+        """The scores of all items after the last item of each row, (E,I), and each row's target as the place in the
+        catalogue, (E,): UNKNOWN - 1 for an item that it lacks, NO_TARGET - 1 where there is none.
 
-        What may not be recommended scores -inf: the unknown item, and what the user has seen.
+        What the user has seen scores -inf, for it may not be recommended.
         """
         start_E, length_E = outputs.places
         last_E = start_E + length_E - 1
         hidden_ED = outputs.hidden.flatten(0, 1)[last_E]
         scores_EV = outputs.head(hidden_ED[:, None])[:, 0].float()
-        scores_EV[:, UNKNOWN] = -math.inf
         if SEEN in batch and self.config.seen == "leave_out":
             scores_EV.scatter_(1, batch[SEEN], -math.inf)
         target_E = batch[TARGET] if TARGET in batch else batch["labels"].flatten()[last_E]
-        return scores_EV, target_E
+        return scores_EV[:, 1:], target_E - 1
 
     def scores(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per example, the sums that `metrics` divide: `nats`, `gain` and `labels`, (E,) each. No gradient."""
         import torch
 
         with torch.no_grad():
-            scores_EV, target_E = self._scores(outputs, batch)
-            asked_E, known_E = target_E > NO_TARGET, target_E > UNKNOWN
-            above_E, tied_E = recommending.places(_array(scores_EV), _array(_number(target_E)))
+            scores_EI, target_E = self._scores(outputs, batch)
+            asked_E, known_E = target_E >= UNKNOWN - 1, target_E >= 0
+            above_E, tied_E = recommending.places(_array(scores_EI), _array(target_E))
             gain = recommending.expected(recommending.discounted(10), above_E, tied_E)
-            logs_E = scores_EV.log_softmax(-1).gather(1, target_E.clamp(min=1)[:, None])[:, 0]
+            logs_E = scores_EI.log_softmax(-1).gather(1, target_E.clamp(min=0)[:, None])[:, 0]
             # What is left out has no chance at all; it counts in the rank and not in the nats.
             nats_E = torch.where(known_E & logs_E.isfinite(), -logs_E, 0.0).double()
         gain_E = torch.from_numpy(gain).to(nats_E.device) * asked_E
@@ -270,15 +283,15 @@ class Task:
     def answers(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """Of each row `best`, what is recommended, with its `scores`, and `place`: how many items stand above its
         target and how many beside it; None without a target."""
-        scores_EV, target_E = (_array(found.detach()) for found in self._scores(outputs, batch))
-        above_E, tied_E = recommending.places(scores_EV, _number(target_E))
-        best_EK = recommending.best(scores_EV, RECOMMENDED)
+        scores_EI, target_E = (_array(found.detach()) for found in self._scores(outputs, batch))
+        above_E, tied_E = recommending.places(scores_EI, target_E)
+        best_EK = recommending.best(scores_EI, self.recommended)
         found = []
         for row, target in enumerate(target_E.tolist()):
-            chosen = [item for item in best_EK[row].tolist() if math.isfinite(scores_EV[row, item])]
-            place = None if target <= NO_TARGET else [int(above_E[row]), int(tied_E[row])]
-            names = [self.catalogue[item - 1] for item in chosen]
-            found.append({"best": names, "scores": scores_EV[row, chosen].tolist(), "place": place})
+            chosen = [item for item in best_EK[row].tolist() if math.isfinite(scores_EI[row, item])]
+            place = None if target == NO_TARGET - 1 else [int(above_E[row]), int(tied_E[row])]
+            names = [self.catalogue[item] for item in chosen]
+            found.append({"best": names, "scores": scores_EI[row, chosen].tolist(), "place": place})
         return found
 
     def answer(self, found: Sequence[Mapping[str, Any]], example: Mapping[str, Any]) -> Answer:
@@ -325,8 +338,3 @@ class Task:
 
 def _array(tensor: Tensor) -> Any:
     return tensor.cpu().numpy()
-
-
-def _number(target: Any) -> Any:
-    """Targets as `places` takes them: below zero where there is none, or none of the catalogue."""
-    return target - (target == UNKNOWN) * 1
