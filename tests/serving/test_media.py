@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import struct
-import threading
 import zlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -18,13 +17,14 @@ import pytest
 
 import groundup
 from groundup.data import audio, images
-from groundup.errors import DataError
 from groundup.serving import inputs, models, offline
 from groundup.serving import wire as frames
 from groundup.serving.api import media, multipart
 from groundup.serving.api.errors import ApiError
-from groundup.serving.faults import Full
-from groundup.serving.unpacking import Child, Unpacker
+from groundup.serving.keys import ANYBODY, KeyLimits
+from groundup.serving.limits import Limits
+from groundup.serving.rates import Accounts
+from groundup.serving.usage import Usage
 
 Runs = Callable[[Coroutine[Any, Any, None]], None]
 Trained = Callable[[str], Path]
@@ -276,115 +276,6 @@ def test_kinds_are_told_by_how_files_begin() -> None:
     assert media.kind_of(LOW) == ("audio", "WAV") and media.kind_of(b"") == ("", "")
 
 
-# ------------------------------------------------------------------------------------------------ processes
-
-
-@pytest.fixture
-def section(trained_model: Trained) -> Any:
-    checked = models.check(trained_model("images"))
-    return models.task_of(checked, {})
-
-
-def test_a_row_is_encoded_elsewhere_as_it_is_here(section: Any) -> None:
-    from groundup import catalog
-
-    task = catalog.load("tasks", section.name).Task(section, None, 1)
-    child = Child()
-    try:
-        for data in (STROKE, RING):
-            found, wanted = child.encode(section, {"image": data, "id": 0}), task.encode({"image": data})
-            assert found["pixel_values"].dtype == wanted["pixel_values"].dtype
-            assert (found["pixel_values"] == wanted["pixel_values"]).all() and found["label"] == wanted["label"]
-        with pytest.raises(DataError, match="no image"):
-            child.encode(section, {"image": None})
-    finally:
-        child.close()
-
-
-def test_too_much_memory_fails_the_row_alone(section: Any) -> None:
-    child = Child(memory=48 << 20)
-    try:
-        with pytest.raises(DataError, match="memory"):
-            child.encode(section, {"image": bomb(6000, 6000)})
-        assert len(child.encode(section, {"image": STROKE})["pixel_values"]) == 784
-    finally:
-        child.close()
-
-
-def test_too_much_time_ends_the_process_and_the_next_row_has_another(section: Any) -> None:
-    child = Child()
-    child.encode(section, {"image": STROKE})
-    child.seconds = 0.2
-    process = child._process
-    assert process is not None
-    process.send_signal(19)  # SIGSTOP: what hangs does not answer
-    try:
-        with pytest.raises(DataError, match=r"not read within 0\.2 s"):
-            child.encode(section, {"image": STROKE})
-        child.seconds = 10.0
-        assert len(child.encode(section, {"image": STROKE})["pixel_values"]) == 784
-        assert child._process is not None and child._process.pid != process.pid
-        child._process.kill()
-        child._process.wait()
-        assert len(child.encode(section, {"image": STROKE})["pixel_values"]) == 784, "one that died is replaced"
-    finally:
-        child.close()
-
-
-def test_keys_take_turns_and_what_waits_is_bounded(section: Any) -> None:
-    unpacker = Unpacker(lambda: None, hands=1, most_bytes=20 * len(STROKE))
-    done: list[str] = []
-    try:
-        first = unpacker.submit(section, {"image": STROKE}, lambda _: None, key="many")
-        first.result(60)
-        rows = [
-            unpacker.submit(section, {"image": STROKE}, lambda _, key=key: done.append(key), key=key)
-            for key in ["many"] * 8 + ["one"]
-        ]
-        for row in rows:
-            row.result(60)
-        assert done.index("one") <= 2, done
-        with pytest.raises(Full):
-            for _ in range(100):
-                unpacker.submit(section, {"image": STROKE}, lambda _: None, key="many")
-    finally:
-        unpacker.close()
-
-
-def test_others_are_answered_while_a_file_hangs(
-    serve_api: Any, trained_model: Trained, make_model: Any, wire: Any, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, over = Child.encode, threading.Event()
-
-    def slow(self: Child, section: Any, example: Any) -> Any:
-        if example["image"] == RING:
-            assert over.wait(60)
-            raise DataError("the file was not read within 60 s")
-        return original(self, section, example)
-
-    monkeypatch.setattr(Child, "encode", slow)
-
-    async def test() -> None:
-        async with serve_api({"images": trained_model("images"), "texts": make_model("text_classification")}) as app:
-
-            async def ask(given: Any) -> Any:
-                headers, body = given if isinstance(given, tuple) else (JSON, json.dumps(given).encode())
-                return await wire.ask(app, "POST", "/v1/classify", headers, body)
-
-            await ask(form(STROKE, model="images"))
-            hanging = asyncio.create_task(ask(form(RING, model="images")))
-            await asyncio.sleep(0.1)
-            assert (await ask({"model": "texts", "input": "the red train"})).status == 200
-            assert labels(await ask(form(STROKE, model="images"))) == ["stroke"]
-            late = await ask({"model": "images", "input": base(RING), "timeout": 0.3})
-            assert late.status == 408 and not hanging.done()
-            over.set()
-            reply = await hanging
-            assert reply.status == 400 and "not read within" in reply.error["message"]
-
-    runs(test())
-
-
 def test_a_model_without_a_tokenizer_has_facts_and_a_probe(trained_model: Trained) -> None:
     facts = models.describe(trained_model("images"))
     assert (facts.kind, facts.evaluation, facts.media) == ("answer", "classes", {"image": "image"})
@@ -407,3 +298,16 @@ def test_bytes_cross_the_wire() -> None:
     asked = frames.Answer("m", [{"image": STROKE, "id": 1}, {"image": RING}])
     (found,) = frames.Frames().feed(frames.encode(asked))
     assert found == asked
+
+
+def test_a_form_is_not_looked_through_as_json(wire: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+    limited = Limits(app, Accounts(Usage(), KeyLimits(), max_sockets=2))
+    headers, body = form(b"[" * 200 + b"\0", model="m")
+    key = {"groundup.key": ANYBODY}
+    assert wire.call(limited, "POST", "/v1/classify", headers, body, **key).body == str(len(body)).encode()
+    assert wire.call(limited, "POST", "/v1/classify", JSON, body, **key).status == 400

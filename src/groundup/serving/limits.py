@@ -108,7 +108,9 @@ class Limits:
             received = _counted(receive, most, settings, answer)
         else:
             body = await read_body(receive, most, settings)
-            if len(body) <= _PIECE:
+            if is_form(scope):
+                pass  # files in forms are no JSON, and nothing reads them as such
+            elif len(body) <= _PIECE:
                 require_shallow(body, settings.max_depth)
             else:  # takes up to a tenth of a second: others' tokens should not wait for it
                 await asyncio.to_thread(require_shallow, body, settings.max_depth)
@@ -178,6 +180,11 @@ def require_length(scope: Scope, most: int) -> None:
         raise Refused(400, "invalid_content_length", "the Content-Length header is no number")
     if stated is not None and (len(stated) > 19 or int(stated) > most):
         raise _too_long(most)
+
+
+def is_form(scope: Scope) -> bool:
+    """Whether a body says that it is a form of parts: whoever takes these counts them before reading any."""
+    return (header(scope, b"content-type") or "").partition(";")[0].strip().lower() == "multipart/form-data"
 
 
 def require_received(size: int, most: int) -> None:

@@ -58,7 +58,7 @@ class Catalogue:
 @lru_cache(maxsize=KEPT)
 def _catalogue(folder: str, digest: str) -> Catalogue:
     section: Any = answering.task_section(Artifact(Path(folder)).manifest, folder)
-    counts, titles = (getattr(section, name, None) or () for name in ("counts", "titles"))
+    counts, titles = (getattr(section, name, None) or () for name in ("counts", "called"))
     return Catalogue(section.catalogue, counts, titles)
 
 

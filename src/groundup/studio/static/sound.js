@@ -5,11 +5,12 @@ import { Problem } from "./api.js";
 const LARGEST = 32767;
 const HEAD_BYTES = 44;
 const BINS = 160;
+const AS_IT_IS = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 
-/** Record from the microphone until `stop` is called; what comes of it is the samples at a rate. */
+/** Record from the microphone, unchanged as training's recordings are, until `stop` is called; what comes of it is the samples at a rate. */
 export async function record(rate) {
   if (!navigator.mediaDevices?.getUserMedia) throw new Problem("", { key: "micInsecure", fixKey: "micInsecureFix" });
-  const source = await navigator.mediaDevices.getUserMedia({ audio: true }).catch((error) => {
+  const source = await navigator.mediaDevices.getUserMedia({ audio: AS_IT_IS }).catch((error) => {
     const key = error.name === "NotAllowedError" ? "micRefused" : "micNone";
     throw new Problem("", { key, fixKey: `${key}Fix` });
   });
