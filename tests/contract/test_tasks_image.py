@@ -30,6 +30,7 @@ from groundup.nn.shape import filled
 from groundup.runner import run
 from groundup.tasks import image_classification
 from groundup.tasks.image_classification import Config, Normalise, Task, settle
+from groundup.training.regularisers import Embeddings
 
 CHANGED = {
     "augment": {"crop": 1, "flip": 0.5, "randaugment": {}, "erase": {}},
@@ -273,6 +274,14 @@ def test_a_model_takes_its_sizes_from_the_images(model: str) -> None:
     assert task.answer(answers[:1], examples[0]).answer in "abc"
     assert task.truth(examples[1]) == "b"
     assert set(task.scores(outputs, batch)) == {"nats", "labels", "right"}
+
+
+def test_what_moves_embeddings_is_refused_where_there_are_none() -> None:
+    task = task_of(rows(height=10, width=12))
+    file = catalog.load("models", "cnn")
+    network = create(file, filled(file.Config(filters=(3,)), task.known), task.head, outputs=task.outputs, seed=1)
+    with pytest.raises(UserError, match="this one reads none"):
+        Embeddings(network)
 
 
 def test_rivals_read_at_most_a_thousand_numbers() -> None:

@@ -13,8 +13,8 @@ from groundup.nn.network import Network
 
 
 def embeddings(network: Network) -> dict[str, nn.Embedding]:
-    """The tables that token ids are looked up in, by name."""
-    size = network.config.vocabulary  # type: ignore[attr-defined]
+    """The tables that token ids are looked up in, by name; none of a network that reads no tokens."""
+    size = getattr(network.config, "vocabulary", None)
     found = network.named_modules()
     return {name: m for name, m in found if isinstance(m, nn.Embedding) and m.num_embeddings == size}
 

@@ -20,6 +20,7 @@ from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from groundup.config import OneOf, Section
+from groundup.errors import UserError
 from groundup.nn import divergences, token_tables
 from groundup.nn.network import Network
 from groundup.training import objective
@@ -165,9 +166,12 @@ class Embeddings:
     """
 
     def __init__(self, network: nn.Module) -> None:
+        """Raises UserError for a network that looks nothing up: one of images, say."""
         everywhere = [module for module in network.modules() if isinstance(module, nn.Embedding)][:1]
         of_tokens = list(token_tables.embeddings(network).values()) if isinstance(network, Network) else everywhere
-        assert of_tokens, "a network of tokens looks them up"
+        if not of_tokens:
+            what = "fgm and pgd move what a network looks up for its tokens, and this one reads none"
+            raise UserError(what, where="regulariser", fix="use r_drop, or leave the regulariser out")
         self.tables = of_tokens
 
     @contextmanager
