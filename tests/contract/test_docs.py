@@ -278,6 +278,15 @@ def test_the_commands_of_the_page_on_tables_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
+def test_the_commands_of_the_page_on_recommending_run(tmp_path: Path) -> None:
+    printed = run_page(ROOT / "docs/how-to/recommend.md", tmp_path)
+    report = (tmp_path / "runs/shop/report/report.md").read_text(encoding="utf-8")
+    assert "The model beats popularity" in report and "item-kNN" in report
+    assert "'items': ['item-7'" in printed, "after item 6 comes item 7"
+    assert "area under the ROC curve" in (tmp_path / "runs/stars/report/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
 def test_the_commands_of_the_page_on_images_run(tmp_path: Path) -> None:
     printed = run_page(IMAGES, tmp_path, **{"epochs: 10": "epochs: 2"})
     assert (tmp_path / "shapes/runs/shapes/report/report.html").is_file()
