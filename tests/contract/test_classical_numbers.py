@@ -113,7 +113,7 @@ def test_time_ends_the_search_and_an_interruption_ends_all(monkeypatch: pytest.M
         def decision_function(self, vectors: Any) -> Any:
             return np.zeros(len(vectors))
 
-    slow = Rival("slow", "a slow one", [{"C": 1.0}, {"C": 2.0}], 10**9, Slow, Slow, scales=False)
+    slow = Rival("slow", "a slow one", [{"C": 1.0}, {"C": 2.0}], 10**9, Slow, Slow)
     monkeypatch.setattr(classical_numbers, "RIVALS", (slow,))
     given = ring(50, 1), ring(20, 2), ring(5, 3).vectors, ["in", "out"]
     assert classical_numbers.classifiers(*given, seconds=0.0)[1].details["C"] == 1.0
