@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import groundup
@@ -23,29 +19,19 @@ import groundup
 openai = pytest.importorskip("openai", reason="pip install 'groundup[dev]'")
 pytest.importorskip("uvicorn", reason="pip install 'groundup[serve]'")
 
+SPEC = importlib.util.spec_from_file_location("running", Path(__file__).parent / "running.py")
+assert SPEC is not None and SPEC.loader is not None
+running = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(running)
+Running: Any = running.Running
 Make = Callable[..., Path]
 CHAT = {"seed": 2, "context": 1024}
 """A model that has something to say."""
 QUESTION = [{"role": "user", "content": "where did the red train go?"}]
 
 
-class Server:
-    """A running `groundup serve`."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "groundup", "serve", "--port", "0", "--json", "--threads", "1", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.log = folder / "log.txt"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the server did not start: {self.end()}"
-        ready = json.loads(line)
-        self.url, self.key = ready["url"], ready["key"]
+class Server(Running):  # type: ignore[misc]
+    """A running `groundup serve`, and OpenAI's client for it."""
 
     def client(self, **more: Any) -> Any:
         given = {"base_url": f"{self.url}/v1", "api_key": self.key, "max_retries": 0, "timeout": 60}
@@ -53,35 +39,8 @@ class Server:
 
     def get(self, path: str, key: str | None = "") -> tuple[int, str]:
         """The status and body of a GET."""
-        request = urllib.request.Request(self.url + path)
-        if key is not None:
-            request.add_header("authorization", f"Bearer {key or self.key}")
-        try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                return reply.status, reply.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def until_ready(self, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while self.get("/readyz", None)[0] != 200:
-            assert time.monotonic() < end, f"not ready: {self.end()}"
-            time.sleep(0.05)
-
-    @property
-    def engine(self) -> psutil.Process:
-        """The engine process."""
-        (found,) = [c for c in psutil.Process(self.process.pid).children() if "worker" in " ".join(c.cmdline())]
-        return found
-
-    def end(self, number: int = signal.SIGTERM) -> str:
-        """Ask it to end, and give its log."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-            self.process.wait(60)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        return self.log.read_text()
+        status, _, body = self.ask(path, key=key)
+        return status, body
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +50,7 @@ def server(make_model: Make, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     models = [f"--model={task}={make_model(task, **CHAT if task == 'chat' else {})}" for task in tasks]
     started = Server(tmp_path_factory.mktemp("server"), *models, "--cache", "16MiB", "--max-queue", "8")
     yield started
-    log = started.end()
-    assert started.process.returncode == 0, log
-    assert "Traceback" not in log, log
+    started.end_well()
 
 
 def test_the_official_client_chats(server: Server, make_model: Make) -> None:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
-import json
-import os
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +18,11 @@ from hypothesis.errors import Unsatisfiable  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
 
 pytestmark = pytest.mark.slow
+SPEC = importlib.util.spec_from_file_location("running", Path(__file__).with_name("running.py"))
+assert SPEC is not None and SPEC.loader is not None
+running = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(running)
+Running: Any = running.Running
 TASKS = {
     "chat": "chat",
     "classify": "text_classification",
@@ -40,6 +39,7 @@ MODELS = {
     "/v1/classify": "classify",
     "/v1/tag": "tag",
     "/v1/answer": "answer",
+    "/v1/recommend": "films",
 }
 """Whom a route asks; a name made at random would never be one."""
 ENDING = {"/v1/admin/drain", "/v1/admin/restart"}
@@ -48,42 +48,17 @@ turns = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def address(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def address(
+    make_model: Callable[..., Path], trained_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
     """The URL of a server with one model for each task, and its first key."""
-    folder = tmp_path_factory.mktemp("fuzzed")
-    models = [f"--model={name}={make_model(task)}" for name, task in TASKS.items()]
-    command = [sys.executable, "-m", "groundup", "serve", "--port", "0", "--json", "--threads", "1", "--cache", "16MiB"]
-    with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(
-            [*command, *models],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    assert server.stdout is not None
-    try:
-        line = server.stdout.readline()
-        assert line, (folder / "log.txt").read_text()
-        ready = json.loads(line)
-        _until_ready(ready["url"])
-        yield ready["url"], ready["key"]
-        server.terminate()
-        assert server.wait(60) == 0
-        assert "Traceback" not in (told := (folder / "log.txt").read_text()), told
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
-
-
-def _until_ready(url: str) -> None:
-    for _ in range(600):
-        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/readyz", timeout=30):
-            return
-        time.sleep(0.1)
-    raise AssertionError("the server is never ready")
+    models = {name: make_model(task) for name, task in TASKS.items()}
+    models |= {"pictures": trained_model("images"), "films": trained_model("histories")}
+    named = [f"--model={name}={path}" for name, path in models.items()]
+    server = Running(tmp_path_factory.mktemp("fuzzed"), *named, "--cache=16MiB")
+    server.until_ready()
+    yield server.url, server.key
+    server.end_well()
 
 
 @settings(
@@ -100,7 +75,7 @@ def ask(operation: Any, mode: GenerationMode, address: tuple[str, str], *, data:
     case = data.draw(operation.as_strategy(generation_mode=mode))
     # One in five is left as it was made, so that unknown models are asked too.
     if isinstance(case.body, dict) and operation.path in MODELS and next(turns) % 5:
-        case.body["model"] = MODELS[operation.path]
+        case.body["model"] = "pictures" if "file" in case.body else MODELS[operation.path]
     headers = {} if operation.path in ENDING else {"authorization": f"Bearer {address[1]}"}
     reply = case.call(base_url=address[0], headers=headers, timeout=60)
     assert reply.status_code < 500, (reply.status_code, reply.text[:500])

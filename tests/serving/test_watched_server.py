@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -31,6 +29,11 @@ from groundup.deploy.kubernetes import alert_rules
 from groundup.serving import telemetry
 
 pytestmark = pytest.mark.slow
+SPEC = importlib.util.spec_from_file_location("running", Path(__file__).parent / "running.py")
+assert SPEC is not None and SPEC.loader is not None
+running = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(running)
+Running: Any = running.Running
 SECRET = "the treasure lies under the oak"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -68,40 +71,14 @@ class Collector:
         self.thread.join()
 
 
-class Server:
+class Server(Running):  # type: ignore[misc]
     """`groundup serve` with two engines, and for the chat model another one on trial."""
 
     def __init__(self, folder: Path, model: Path, candidate: Path, collector: Collector) -> None:
         self.collector = collector
-        command = [sys.executable, "-m", "groundup", "serve", "--json", "--port=0", "--threads=1", "--cache=16MiB"]
-        command += [f"--model=chat={model}", f"--canary=chat={candidate}", "--replicas=2", "--log-format=json"]
-        command += ["--set", "canary.steps=[0.5]", "--set", "canary.shadow=1.0", f"--traces={collector.url}"]
-        self.log = folder / "log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OTEL_BSP_SCHEDULE_DELAY": "200"},
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.end()
-        self.url, self.key = (json.loads(line)[name] for name in ("url", "key"))
-
-    def ask(self, path: str, data: Any = None, *, method: str | None = None, **headers: str) -> tuple[int, Any, Any]:
-        """Status, headers and body."""
-        body = None if data is None else json.dumps(data).encode()
-        given = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
-        given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(self.url + path, body, given, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
-                return reply.status, reply.headers, reply.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers, error.read().decode()
+        arguments = ["--cache=16MiB", f"--model=chat={model}", f"--canary=chat={candidate}", "--replicas=2"]
+        arguments += ["--log-format=json", "--set", "canary.steps=[0.5]", "--set", "canary.shadow=1.0"]
+        super().__init__(folder, *arguments, f"--traces={collector.url}", OTEL_BSP_SCHEDULE_DELAY="200")
 
     def complete(self, prompt: str = "the red train", **headers: str) -> tuple[int, Any, Any]:
         data = {"model": "chat", "prompt": prompt, "max_tokens": 4, "temperature": 0}
@@ -115,14 +92,6 @@ class Server:
                 found.setdefault(sample.name, []).append((sample.labels, sample.value))
         return found
 
-    def end(self) -> str:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(60)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        return self.log.read_text()
-
 
 @pytest.fixture(scope="module")
 def server(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -131,9 +100,8 @@ def server(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     collector = Collector()
     started = Server(tmp_path_factory.mktemp("server"), model, candidate, collector)
     yield started
-    log = started.end()
+    started.end_well()
     collector.close()
-    assert started.process.returncode == 0 and "Traceback" not in log, log
 
 
 def until(is_so: Callable[[], Any], seconds: float = 60) -> Any:

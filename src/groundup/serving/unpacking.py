@@ -101,7 +101,7 @@ class Unpacker:
                 raise Full(f"{self._waiting_bytes >> 20} MB of files are waiting to be read already", 1.0)
             self._waiting_bytes += size
             self._queues.setdefault(key, deque()).append(_Row(section, example, made, future, size))
-            if not self._idle and self._working < self.hands:
+            if sum(map(len, self._queues.values())) > self._idle and self._working < self.hands:
                 self._working += 1
                 threading.Thread(target=self._work, name="unpacking", daemon=True).start()
             self._changed.notify()

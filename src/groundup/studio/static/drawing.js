@@ -39,18 +39,18 @@ export class Drawing extends FileSpace {
     this.pen = { x: this.surface.width / 2, y: this.surface.height / 2, isDown: false };
     this.listen();
     this.wipe();
-    this.element = h("div", { class: "rows level" }, this.panel(width, height), this.results, this.said);
+    const frame = h("div", { class: "frame" }, this.surface, this.cross);
+    this.element = h("div", { class: "rows level drawing" }, frame, this.results, this.tools(width, height), this.said);
   }
 
-  panel(width, height) {
+  tools(width, height) {
     this.centred = h("input", { type: "checkbox", id: newId("centred"), checked: true, onchange: () => this.changed() });
     const check = h("div", { class: "check" }, this.centred, h("label", { for: this.centred.id, t: "centred" }));
     const clear = h("button", { type: "button", class: "quiet", t: "wipe", onclick: () => this.wipe() });
     const choose = this.chooser("image/*", "chooseImage", (file) => this.take(file));
     const preview = h("figure", {}, this.seen, h("figcaption", { t: ["seen", { width, height }] }));
     const hint = h("small", { id: this.hintId, t: "drawHint" });
-    const frame = h("div", { class: "frame" }, this.surface, this.cross);
-    return h("div", { class: "ask" }, frame, hint, check, preview, h("div", { class: "row" }, clear, choose), this.curl.element);
+    return h("div", { class: "ask" }, hint, check, preview, h("div", { class: "row" }, clear, choose), this.curl.element);
   }
 
   listen() {
