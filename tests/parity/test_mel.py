@@ -102,6 +102,17 @@ def test_a_tone_is_loudest_in_its_own_band() -> None:
     assert LogMel(Mel(), rate)(torch.zeros(1, rate)).abs().max() < 0.01  # rounding, not blown up
 
 
+def test_what_is_too_quiet_counts_as_silence() -> None:
+    wave = torch.zeros(2, 8000)
+    wave[:, 2000:5000] = torch.sin(torch.arange(3000) / 3) * torch.tensor([[0.5], [0.05]])
+    plain = LogMel(PLAIN, 8000)(wave)
+    found = LogMel(PLAIN.model_copy(update={"range_db": 30.0}), 8000)(wave)
+    for one, before in zip(found, plain, strict=True):
+        limit = before.max() - 3 * math.log(10)
+        torch.testing.assert_close(one, before.clamp(min=float(limit)))
+    assert torch.equal(found[0] == found[0].min(), found[1] == found[1].min()), "a quiet voice has the same silence"
+
+
 def test_what_standardising_takes_away_makes_no_difference() -> None:
     frames = torch.randn(4, 30, 8)
     louder, other_microphone = frames + 3, frames + torch.randn(1, 1, 8)

@@ -13,6 +13,8 @@ Axes: B examples, S samples, W samples of a window, T frames, F frequencies, M b
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +40,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.mel, self.width, self.hop = mel, mel.window(rate), mel.hop(rate)
         self.points, self.standardise = mel.transform(rate), mel.standardise
+        self.quietest = None if mel.range_db is None else mel.range_db * math.log(10) / 10
         self.register_buffer("hann", torch.hann_window(self.width, dtype=torch.float32), persistent=False)
         self.register_buffer("filters", mel_filters(mel, rate), persistent=False)
 
@@ -54,7 +57,10 @@ class LogMel(nn.Module):
             frames_BTW = padded_BS.unfold(1, self.width, self.hop) * self.hann
             spectrum_BTF = torch.fft.rfft(frames_BTW, n=self.points)
             power_BTF = spectrum_BTF.real.square() + spectrum_BTF.imag.square()
-            return standardised((power_BTF @ self.filters + FLOOR).log(), self.standardise)
+            frames_BTM = (power_BTF @ self.filters + FLOOR).log()
+            if self.quietest is not None:
+                frames_BTM = frames_BTM.maximum(frames_BTM.amax((1, 2), keepdim=True) - self.quietest)
+            return standardised(frames_BTM, self.standardise)
 
 
 def mel_filters(mel: Mel, rate: int) -> Tensor:

@@ -24,6 +24,9 @@ class Mel(Section):
     """Where the lowest band begins."""
     high_hz: float | None = Field(default=None, gt=0)
     """Where the highest band ends; at half the rate, above which samples say nothing, unless given."""
+    range_db: float | None = Field(default=None, gt=0)
+    """What lies more than so many decibels below the loudest number of a recording counts as that quiet: silence that
+    was filled in then sounds like the silence of any microphone."""
     standardise: Literal["example", "band", "none"] = "band"
     """What is taken away from the frames of an example, and divided by their spread: the mean over all of them
     (`example`: how loud it is), or also that of each band (`band`: how the microphone colours it)."""
