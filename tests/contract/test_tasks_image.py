@@ -89,7 +89,7 @@ def test_what_is_given_is_not_measured() -> None:
 
 
 def test_many_images_are_measured_by_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_classification, "MEASURED", 4)
+    monkeypatch.setattr(image_classification, "MEASURED", 4 * 8 * 6)
     monkeypatch.setattr(image_classification, "STRIDE", 4)
     found = settle(config(), rows())
     pixels = np.stack([picture(i) for i in (0, 1, 2, 3, *[4] * 4, *[8] * 4)]) / 255

@@ -45,8 +45,8 @@ if TYPE_CHECKING:  # torch is imported where it is used: processes that only enc
 VERSION = 1
 METRICS = _labels.METRICS
 
-MEASURED = 10_000
-"""Training images whose pixels are all measured; of those that follow, one of STRIDE."""
+MEASURED = 100_000_000
+"""Pixels up to which all training images are measured; of those that follow, one of STRIDE."""
 STRIDE = 16
 VECTOR = 1024
 """The most numbers of an image that a classical rival reads."""
@@ -137,7 +137,7 @@ class _Survey:
     def passing(self, examples: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """The same examples."""
         for place, example in enumerate(examples):
-            weight = 1 if place < MEASURED else STRIDE * (place % STRIDE == 0)
+            weight = 1 if self.pixels < MEASURED else STRIDE * (place % STRIDE == 0)
             if place == 0 or (weight and self.config.normalise is None):
                 self._measure(_pixels(self.config, example), weight)
             yield example
