@@ -31,6 +31,9 @@ Settings = Mapping[str, Any]
 SECONDS = 180.0
 """Time after which no rival tries another setting."""
 
+BINS = 64
+"""Bins of a histogram: a quarter of the usual number costs a third less time and next to no accuracy."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -119,13 +122,13 @@ def _tree_of_numbers(**settings: Any) -> Any:
 def _boosting(**settings: Any) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped]
 
-    return HistGradientBoostingClassifier(early_stopping=False, random_state=0, **settings)
+    return HistGradientBoostingClassifier(early_stopping=False, random_state=0, max_bins=BINS, **settings)
 
 
 def _boosting_of_numbers(**settings: Any) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    return HistGradientBoostingRegressor(early_stopping=False, random_state=0, **settings)
+    return HistGradientBoostingRegressor(early_stopping=False, random_state=0, max_bins=BINS, **settings)
 
 
 def _neighbours(**settings: Any) -> Any:
@@ -146,7 +149,7 @@ def _over(name: str, *values: Any) -> list[Settings]:
 
 SCALES = "standardised"
 """Whether features are standardised before. A setting, because pixels, which have one unit, do better as they are."""
-STRENGTHS = [{"C": strength, SCALES: scaled} for strength in (0.1, 1.0, 0.01, 10.0) for scaled in (True, False)]
+STRENGTHS = [{"C": strength, SCALES: scaled} for strength in (0.1, 1.0, 0.01, 10.0) for scaled in (False, True)]
 """Values of C, the inverse regularisation."""
 RIVALS = (
     Rival("logistic regression", "logistic regression", STRENGTHS, 12_000_000, _logistic, _ridge),
@@ -157,7 +160,7 @@ RIVALS = (
           [{"learning_rate": rate, "max_iter": trees} for rate, trees in ((0.1, 100), (0.05, 200), (0.1, 30))],
           48_000_000, _boosting, _boosting_of_numbers, by_class=True),
     Rival("k nearest neighbours", "the nearest neighbours by Euclidean distance",
-          [{"n_neighbors": near, SCALES: scaled} for near in (5, 1, 15, 50) for scaled in (True, False)],
+          [{"n_neighbors": near, SCALES: scaled} for near in (5, 1, 15, 50) for scaled in (False, True)],
           16_000_000, _neighbours, _neighbours_of_numbers),
 )  # fmt: skip
 NAMES_OF_NUMBERS = {"logistic regression": ("ridge regression", "ridge regression with the penalty 1 / C")}
