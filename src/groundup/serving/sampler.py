@@ -28,6 +28,10 @@ NUCLEI = (128, 1024)
 """Numbers of likeliest tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
 
 
+COLDEST = 1e-5
+"""Below this temperature logits may become too large for a number: the likeliest token is the choice."""
+
+
 class Sampling(Section):
     """How to continue a text. `temperature: 0` is greedy; a filter that is null is off."""
 
@@ -39,7 +43,7 @@ class Sampling(Section):
     """Keep the smallest set of most likely tokens whose probabilities reach this sum."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Keep tokens at least this many times as likely as the most likely one."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """Above 1, tokens that already occur (prompt included) become less likely."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the draws; the same seed, model and prompt give the same text."""
@@ -61,6 +65,11 @@ class Sampling(Section):
     """Let no token end the text before this many."""
     ignore_eos: bool = False
     """Let no token end the text at all; it then ends at a limit or a stop string."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_too_cold(cls, value: float) -> float:
+        return value if value >= COLDEST else 0.0
 
     @field_validator("stop", mode="before")
     @classmethod

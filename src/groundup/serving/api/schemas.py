@@ -93,7 +93,7 @@ class Sampled(Body):
     """Keep the k most likely tokens; 0 and -1 keep all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Drop tokens below this share of the most likely one."""
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     """Taken off the logits of tokens that the answer already has."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0

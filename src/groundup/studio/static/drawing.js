@@ -2,7 +2,7 @@
 //
 // Pointers draw; with the keyboard arrows move the pen and Space puts it down. What is sent is as large as the model's
 // pictures are. Handwritten digits are usually centred by their mass in a box of 20 of 28 pixels (LeCun et al. 1998),
-// and so is the drawing, unless that is switched off.
+// where there are few pixels in all of them, and so is the drawing, unless that is switched off.
 
 import { FileSpace } from "./files.js";
 import { h, newId } from "./dom.js";
@@ -13,6 +13,7 @@ const SURFACE = 336;
 const PEN = 0.085;
 const STEP = 0.03;
 const BOX = 20 / 28;
+const COARSE_SIDE = 20;
 const PAUSE_MS = 120;
 const SAID_MS = 900;
 const DARK = 24;
@@ -181,7 +182,8 @@ export class Drawing extends FileSpace {
     small.imageSmoothingQuality = "high";
     const box = this.centred.checked ? lit(this.pencil.getImageData(0, 0, surface.width, surface.height)) : null;
     if (box) {
-      const scale = (BOX * Math.min(seen.width, seen.height)) / Math.max(box.width, box.height);
+      const side = Math.min(seen.width, seen.height);
+      const scale = ((side < COARSE_SIDE ? 1 : BOX) * side) / Math.max(box.width, box.height);
       const [left, top] = [seen.width / 2 - (box.x - box.left) * scale, seen.height / 2 - (box.y - box.top) * scale];
       small.drawImage(surface, box.left, box.top, box.width, box.height, left, top, box.width * scale, box.height * scale);
     } else small.drawImage(surface, 0, 0, seen.width, seen.height);
