@@ -50,9 +50,10 @@ static: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.core .venv-bench/.done .venv-litgpt/.done .venv-llama/.done ## side by side with the rivals, on an idle machine (some hours)
+bench: $(VENV)/.core .venv-bench/.done .venv-litgpt/.done .venv-llama/.done .venv-keras/.done ## side by side with the rivals, on an idle machine (some hours)
 	.venv-bench/bin/python bench/pretrain.py --model gpt2-14m --model llama-34m
 	.venv-bench/bin/python bench/finetune.py
+	.venv-bench/bin/python bench/vision.py
 	.venv-bench/bin/python bench/serve.py --job compare --job edge
 	.venv-bench/bin/python bench/serve.py --job threads --model llama-134m
 	.venv-bench/bin/python bench/soak.py
@@ -96,6 +97,12 @@ $(VENV)/.docs: $(VENV)/.core
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	$(call install_torch,.venv-bench/bin/python)
 	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
+
+.venv-keras/.done: constraints.txt bench/requirements-keras.txt
+	@test -x .venv-keras/bin/python || $(PYTHON) -m venv .venv-keras
+	$(call install_torch,.venv-keras/bin/python)
+	.venv-keras/bin/python -m pip install --disable-pip-version-check --quiet '$(TORCH)' -r bench/requirements-keras.txt
 	@touch $@
 
 .venv-llama/.done: bench/serve_llama.sh

@@ -12,6 +12,7 @@ within 1 %) are those of every benchmark here; see README.md in this folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -81,14 +82,15 @@ class Worker:
             "PYTHONUNBUFFERED": "1",
         }
         script = ROOT / "bench" / "workers" / rival.script
-        self.process = subprocess.Popen(
-            [str(rival.python), str(script), str(job), *rival.arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("w"),
-            text=True,
-            env=environment,
-        )
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(rival.python), str(script), str(job), *rival.arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """The worker's answer. Raises BenchError with the end of its log if it has died."""
@@ -116,14 +118,15 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        if self.process.poll() is None:
-            assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-            try:
-                self.process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
 
 
 def busy_share(seconds: float = 2.0) -> float:
