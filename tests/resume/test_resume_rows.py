@@ -12,6 +12,7 @@ import pytest
 
 from groundup.artifact import Store, digest_data
 from groundup.config import parse
+from groundup.data.audio import to_wav
 from groundup.stages import prepare
 
 STEPS = 60
@@ -78,8 +79,26 @@ def clicks(folder: Path) -> dict[str, Any]:
     }
 
 
+def recordings(folder: Path) -> dict[str, Any]:
+    """Noise of three colours, and every change that there is."""
+    draw = np.random.default_rng(3)
+    for i in range(36):
+        place = folder / "takes" / "abc"[i % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        noise = np.convolve(draw.normal(size=900), np.ones(1 + 3 * (i % 3)), "same")
+        (place / f"{i}.wav").write_bytes(to_wav(np.rint(2000 * noise).clip(-32768, 32767).astype(np.int16), 4000))
+    changes = {"speed": "10%", "shift_ms": 20, "gain_db": 3, "noise_db": [10, 30], "masks": {}}
+    mel = {"bands": 12, "range_db": 40}
+    return {
+        "source": {"kind": "audio", "paths": str(folder / "takes"), "audio": {"rate": 4000}},
+        "task": {"name": "speech_commands", "seconds": 0.25, "mel": mel, "augment": changes, "label_smoothing": "10%"},
+        "model": {"name": "speech_resnet", "width": 5, "n_layers": 2, "dropout": 0.2},
+    }
+
+
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "image_classification": images, "tabular": table, "next_item": histories, "click_prediction": clicks,
+    "speech_commands": recordings,
 }  # fmt: skip
 """For each task, what makes its `source`, its `split` if not at random, and its sections `task` and `model`."""
 
