@@ -60,7 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": BASE | {"models", "nn"},
     "compression": BASE | {"nn", "training"},
     "runtimes": BASE | {"models", "adapters", "checkpoints", "nn"},
-    "serving": BASE | {"runtimes", "text", "evaluation.answering", "studio"},
+    # A file that a stranger sends is looked at by the functions that prepare reads files with, before a task gets it.
+    "serving": BASE | {"runtimes", "text", "data.audio", "data.images", "evaluation.answering", "studio"},
     "studio": BASE,
     "monitoring": BASE | {"evaluation.metrics"},
     "stages": BASE | GROUND | NOUNS,
