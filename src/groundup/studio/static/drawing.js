@@ -2,7 +2,7 @@
 //
 // Pointers draw; with the keyboard arrows move the pen and Space puts it down. What is sent is as large as the model's
 // pictures are. Handwritten digits are usually centred by their mass in a box of 20 of 28 pixels (LeCun et al. 1998),
-// where there are few pixels in all of them, and so is the drawing, unless that is switched off.
+// where there are few pixels in all of them by their edges, and so is the drawing, unless that is switched off.
 
 import { FileSpace } from "./files.js";
 import { h, newId } from "./dom.js";
@@ -11,6 +11,7 @@ import { say } from "./texts.js";
 const LARGEST_SIDE = 64;
 const SURFACE = 336;
 const PEN = 0.085;
+const THINNEST = 1.2; // pixels of what the model sees
 const STEP = 0.03;
 const BOX = 20 / 28;
 const COARSE_SIDE = 20;
@@ -108,7 +109,7 @@ export class Drawing extends FileSpace {
   to(x, y) {
     const { pencil, pen } = this;
     pencil.strokeStyle = "#fff";
-    pencil.lineWidth = PEN * this.surface.width;
+    pencil.lineWidth = Math.max(PEN, THINNEST / Math.min(this.seen.width, this.seen.height)) * this.surface.width;
     pencil.lineCap = pencil.lineJoin = "round";
     pencil.beginPath();
     pencil.moveTo(pen.x, pen.y);
@@ -183,8 +184,10 @@ export class Drawing extends FileSpace {
     const box = this.centred.checked ? lit(this.pencil.getImageData(0, 0, surface.width, surface.height)) : null;
     if (box) {
       const side = Math.min(seen.width, seen.height);
-      const scale = ((side < COARSE_SIDE ? 1 : BOX) * side) / Math.max(box.width, box.height);
-      const [left, top] = [seen.width / 2 - (box.x - box.left) * scale, seen.height / 2 - (box.y - box.top) * scale];
+      const isCoarse = side < COARSE_SIDE;
+      const scale = ((isCoarse ? 1 : BOX) * side) / Math.max(box.width, box.height);
+      const [x, y] = isCoarse ? [box.width / 2, box.height / 2] : [box.x - box.left, box.y - box.top];
+      const [left, top] = [seen.width / 2 - x * scale, seen.height / 2 - y * scale];
       small.drawImage(surface, box.left, box.top, box.width, box.height, left, top, box.width * scale, box.height * scale);
     } else small.drawImage(surface, 0, 0, seen.width, seen.height);
     return new Promise((done) => seen.toBlob(done, "image/png"));
