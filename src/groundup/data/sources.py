@@ -67,7 +67,7 @@ Value = str | int | float | bool
 class Source(EventColumns):
     """Where documents come from, and how a file becomes documents."""
 
-    kind: Literal["auto"] | Kind = "auto"
+    kind: Literal["auto", Kind] = "auto"
     """How to read the files; `auto` goes by the suffix. `json` is a file with one list of rows (see `rows`),
     `conll` one token a line with its tags in columns and an empty line after each sentence (CoNLL-U too),
     `squad` questions on passages, `aligned` several files whose lines belong together, one a column. Pictures:
