@@ -18,12 +18,13 @@ Rendle 2010. Dropout on the pairs' part: He & Chua 2017, §4.2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from groundup.errors import UserError
 from groundup.nn.dropout import dropout
@@ -49,7 +50,7 @@ class Config(NetworkSection):
     n_factors: PositiveCount = 16
     """Numbers of the vector of each entry."""
     initialiser: Literal["normal", "xavier", "kaiming", "zeros"] = "normal"
-    """How weights begin; see `groundup.nn.initialisers`. It only has tables, which are normal but for `zeros`."""
+    """How weights begin; see `groundup.nn.initialisers`. It only has tables, which are normal."""
     initialiser_std: float = Field(default=0.05, ge=0)
     """Standard deviation of the tables of weights and of factors."""
 
@@ -77,6 +78,27 @@ class Config(NetworkSection):
         return own_format(self, head)
 
 
+class Table(nn.Module):
+    """A row of numbers for each entry.
+
+    No nn.Embedding, whose numbers are never decayed: here weight decay is what keeps entries small that little is
+    known of, as the paper's regularisation does.
+    """
+
+    def __init__(self, entries: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(entries, width))
+
+    @torch.no_grad()
+    def begin(self, draw: Callable[[Tensor], None], generator: torch.Generator, std: float) -> None:
+        """Normal numbers, as for other tables."""
+        self.weight.copy_(torch.empty(self.weight.shape).normal_(std=std, generator=generator))
+
+    def forward(self, entries_BF: Tensor) -> Tensor:
+        """(B,F) to (B,F,width)."""
+        return F.embedding(entries_BF, self.weight)
+
+
 class FactorisationMachine(KeepsActivations):
     """Entries of a table to the parts of a score: the weights' and each factor's."""
 
@@ -86,8 +108,8 @@ class FactorisationMachine(KeepsActivations):
     def __init__(self, config: Config) -> None:
         super().__init__()
         entries, self.columns = config.table
-        self.weights = nn.Embedding(entries, 1)
-        self.factors = nn.Embedding(entries, config.n_factors)
+        self.weights = Table(entries, 1)
+        self.factors = Table(entries, config.n_factors)
         self.dropout, self.width = config.dropout, 1 + config.n_factors
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
