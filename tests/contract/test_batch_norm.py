@@ -58,7 +58,7 @@ class Points:
 class Sides:
     """Which side of the plane a point is on: a task as small as can be."""
 
-    head, outputs, context = "features", 2, 1
+    head, outputs, context, tokenizer = "features", 2, 1, None
     metrics: Mapping[str, Any] = {}
 
     def rows(self, shards: Any, seed: int, *, held_out: bool = False) -> Any:

@@ -108,7 +108,7 @@ def settings_of_torch() -> Iterator[None]:
 # Depth
 
 
-WITHOUT_BLOCKS = ("alexnet", "lenet", "rnn")
+WITHOUT_BLOCKS = ("alexnet", "factorisation_machine", "lenet", "rnn")
 """Their layers are named one by one, as published."""
 
 

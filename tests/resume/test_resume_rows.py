@@ -15,7 +15,8 @@ from groundup.config import parse
 from groundup.data.audio import to_wav
 from groundup.stages import prepare
 
-STEPS = 60
+STEPS = 200
+"""Many more than those at which a run is stopped: a step of a small network takes a millisecond or two."""
 
 
 def images(folder: Path) -> dict[str, Any]:

@@ -78,9 +78,12 @@ def media_server(
     started.end_well()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def launch() -> Iterator[Callable[..., Any]]:
-    """Starts the system's Chromium, with further options."""
+    """Starts the system's Chromium, with further options.
+
+    For one module only: an open Playwright keeps a loop running in its thread, in which no other test can start one.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'groundup[dev]'")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
@@ -92,7 +95,7 @@ def launch() -> Iterator[Callable[..., Any]]:
         yield lambda *more: started.chromium.launch(executable_path=path, args=[*options, *more])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(launch: Callable[..., Any]) -> Iterator[Any]:
     """Chromium."""
     opened = launch()

@@ -163,6 +163,7 @@ def test_films_are_picked_and_others_recommended(open_media: Open, media_server:
     for place in (3, 4, 5):
         search.fill(f"film 0{place}")
         expect(page.locator(".options li")).to_have_count(1)
+        expect(page.locator(".options li")).to_contain_text(f"Film 0{place}")  # and no longer the one before
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
     expect(page.locator(".picked li")).to_have_count(3)
