@@ -108,7 +108,7 @@ class Limits:
             received = _counted(receive, most, settings, answer)
         else:
             body = await read_body(receive, most, settings)
-            if is_form(scope):
+            if not body or is_form(scope):
                 pass  # files in forms are no JSON, and nothing reads them as such
             elif len(body) <= _PIECE:
                 require_shallow(body, settings.max_depth)
