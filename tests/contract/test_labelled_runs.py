@@ -13,6 +13,8 @@ import transformers
 from groundup import catalog
 from groundup.checkpoints import hugging_face
 from groundup.compare import compare
+from groundup.errors import ArtifactError
+from groundup.evaluation import answering
 from groundup.nn.network import create
 from groundup.runner import run
 from groundup.text.pipelines import SPECIALS
@@ -125,3 +127,9 @@ def test_a_task_runs_from_its_rows_to_its_report(
     twin = compare(made["report"].path, made["report"].path, resamples=200)
     assert not twin.main.is_real
     assert twin.main.lead.estimate == 0
+
+
+def test_a_task_of_another_version_is_no_traceback() -> None:
+    section = {"name": "text_classification", "labels": ["a", "b"], "from_a_later_version": 1}
+    with pytest.raises(ArtifactError, match="its task cannot be read here"):
+        answering.task_section({"choices": {"task": section}}, "runs/old/model")

@@ -27,13 +27,17 @@ from groundup.progress import Reporter, interrupt_requested
 def task_section(manifest: Mapping[str, Any], where: str) -> Named:
     """The task that a model's manifest says it was trained for, as training settled it.
 
-    Raises ArtifactError if it does not say.
+    Raises ArtifactError if it does not say, or if another version of groundup said it in other words.
     """
     section = manifest.get("choices", {}).get("task") or manifest.get("section", {}).get("task")
     if section is None:
         fix = "name a model that groundup trained; a checkpoint of others has no task of its own"
         raise ArtifactError("the model does not say which task it was trained for", where=where, fix=fix)
-    return config.named("tasks", section)
+    try:
+        return config.named("tasks", section)
+    except ValueError as error:
+        fix = "open it with the groundup that trained it, or train it again"
+        raise ArtifactError(f"its task cannot be read here: {error}", where=where, fix=fix) from error
 
 
 def open_task(section: Named, folder: Path, tokenizer: Any, runtime: Any, *, is_own: bool = True) -> Any:
