@@ -108,8 +108,9 @@ class Cell:
 
     def stop_gently(self, chance: random.Random, first: int, last: int) -> None:
         """SIGTERM: the state is saved, the exit code says so, the message how to go on."""
-        step = chance.randint(first, last)
-        code = self.stop_when(lambda c: c.steps_logged() >= step, signal.SIGTERM)
+        step, before = chance.randint(first, last), self.logged_at()
+        # A killed run may have left as many lines: one of this run's own says that it listens to signals by now.
+        code = self.stop_when(lambda c: c.logged_at() != before and c.steps_logged() >= step, signal.SIGTERM)
         assert code == 130, self.notes[-1]
         assert "run the same command again" in self.notes[-1]
 
@@ -139,8 +140,17 @@ class Cell:
 
     def steps_logged(self) -> int:
         """How many lines of figures there are by now."""
+        return self.log.read_bytes().count(b'"lr"') if self.log else 0
+
+    def logged_at(self) -> int:
+        """When a figure was last written, in nanoseconds."""
+        return self.log.stat().st_mtime_ns if self.log else 0
+
+    @property
+    def log(self) -> Path | None:
+        """The unfinished run's figures, once they are there."""
         path = self.state / "log" / "metrics.jsonl" if self.state else None
-        return path.read_bytes().count(b'"lr"') if path and path.exists() else 0
+        return path if path and path.exists() else None
 
     def is_saving(self) -> bool:
         """Whether a state is being written right now."""
