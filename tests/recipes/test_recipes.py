@@ -35,6 +35,7 @@ SMALL = [
 DATA = {
     "bert-zh": "lm/zh_songci.jsonl.gz",
     "sst2": "sst2",
+    "sst2-lstm": "sst2",
     "ag-news": "ag_news",
     "banking77": "banking77",
     "clinc150": "clinc150",
@@ -43,6 +44,7 @@ DATA = {
     "instructions": "sft/instruction-data.json.gz",
     "preferences": "sft/instruction-data-with-preference.json.gz",
     "chinese": ".",
+    "hotels-lstm": ".",
     "multi30k": "multi30k",
     "mnist-mlp": "mnist",
     "mnist-mlp-10k": "mnist",
