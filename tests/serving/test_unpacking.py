@@ -19,7 +19,7 @@ from groundup.serving import models, wire
 from groundup.serving.client import EngineFault
 from groundup.serving.faults import Full
 from groundup.serving.local import LocalClient
-from groundup.serving.unpacking import Child, Unpacker
+from groundup.serving.unpacking import Encoder, Unpacker
 
 Runs = Callable[[Coroutine[Any, Any, None]], None]
 Trained = Callable[[str], Path]
@@ -51,7 +51,7 @@ def test_a_row_is_encoded_elsewhere_as_it_is_here(section: Any) -> None:
     from groundup import catalog
 
     task = catalog.load("tasks", section.name).Task(section, None, 1)
-    child = Child()
+    child = Encoder()
     try:
         for data in (STROKE, RING):
             found, wanted = child.encode(section, {"image": data, "id": 0}), task.encode({"image": data})
@@ -64,7 +64,7 @@ def test_a_row_is_encoded_elsewhere_as_it_is_here(section: Any) -> None:
 
 
 def test_too_much_memory_fails_the_row_alone(section: Any) -> None:
-    child = Child(memory=48 << 20)
+    child = Encoder(memory=48 << 20)
     try:
         with pytest.raises(DataError, match="memory"):
             child.encode(section, {"image": wide(6000, 6000)})
@@ -74,7 +74,7 @@ def test_too_much_memory_fails_the_row_alone(section: Any) -> None:
 
 
 def test_too_much_time_ends_the_process_and_the_next_row_has_another(section: Any) -> None:
-    child = Child()
+    child = Encoder()
     child.encode(section, {"image": STROKE})
     child.seconds = 0.2
     process = child._process
@@ -116,15 +116,15 @@ def test_keys_take_turns_and_what_waits_is_bounded(section: Any) -> None:
 def test_others_are_answered_while_a_file_hangs(
     trained_model: Trained, make_model: Any, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, over = Child.encode, threading.Event()
+    original, over = Encoder.encode, threading.Event()
 
-    def slow(self: Child, section: Any, example: Any) -> Any:
+    def slow(self: Encoder, section: Any, example: Any) -> Any:
         if example["image"] == RING:
             assert over.wait(60)
             raise DataError("the file was not read within 60 s")
         return original(self, section, example)
 
-    monkeypatch.setattr(Child, "encode", slow)
+    monkeypatch.setattr(Encoder, "encode", slow)
 
     async def test() -> None:
         async with LocalClient() as client:

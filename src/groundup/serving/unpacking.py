@@ -7,16 +7,12 @@ grants only so much memory and this one only so much time. It needs no torch and
 comes back are arrays, small and of known shapes. Meanwhile the engine goes on with everything else; a process that
 had to be ended is replaced, and only the row it died of fails.
 
-This file is also the program of these processes. Both ways a message is two lengths, a JSON object, and the bytes
-that it tells of.
+This file is also the program of these processes (see `child.py`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import struct
-import subprocess
 import sys
 import threading
 from collections import deque
@@ -24,15 +20,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from groundup import config
 from groundup.config import Named
 from groundup.errors import DataError, GroundupError
 from groundup.serving import process as processes
+from groundup.serving.child import Child, Ended, answer_all, cut, sizes
 from groundup.serving.faults import Full
 
 SECONDS = 10.0
@@ -45,9 +41,6 @@ IDLE_S = 60.0
 """Seconds without a row after which a process ends."""
 MOST_BYTES = 256 << 20
 """Bytes of all rows that may wait."""
-START_S = 60.0
-"""Seconds that a process may take to begin."""
-LENGTHS = struct.Struct(">II")
 Columns = dict[str, Any]
 """What `encode` of a task gives: arrays and lists of numbers by name."""
 Made = TypeVar("Made")
@@ -115,18 +108,18 @@ class Unpacker:
 
     def _work(self) -> None:
         """Have one process encode row after row, until nobody has asked for a while."""
-        child = Child(self.seconds, self.memory)
+        encoder = Encoder(self.seconds, self.memory)
         try:
             while (row := self._next()) is not None:
                 if row.future.set_running_or_notify_cancel():
                     try:
-                        row.future.set_result(row.made(child.encode(row.section, row.example)))
+                        row.future.set_result(row.made(encoder.encode(row.section, row.example)))
                     except BaseException as error:
                         row.future.set_exception(error)
                 with suppress(OSError):  # the engine has ended meanwhile
                     self.wake()
         finally:
-            child.close()
+            encoder.close()
 
     def _next(self) -> _Row | None:
         """The row whose turn it is, waiting for one; None when it is time to end."""
@@ -146,72 +139,25 @@ class Unpacker:
             return row
 
 
-class Child:
-    """A process that encodes rows; started when it is first needed, and again when it had to be ended."""
+class Encoder(Child):
+    """A process that encodes rows."""
 
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
-        self.seconds, self.memory = seconds, memory
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(__name__, str(memory), seconds=seconds, does="reads files")
 
     def encode(self, section: Named, example: Mapping[str, Any]) -> Columns:
         """The columns of an example. Raises DataError for one that cannot be read, or not within the limits."""
-        process = self._started()
-        assert process.stdin is not None and process.stdout is not None, "it was started with pipes"
         blobs = {name: value for name, value in example.items() if isinstance(value, bytes)}
         plain = {name: value for name, value in example.items() if name not in blobs}
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(self.seconds, end)
-        timer.start()
         try:
-            _write(process.stdin, {"task": config.dump(section), "row": plain, "blobs": _sizes(blobs)}, blobs)
-            answer = _read(process.stdout)
-        except OSError:
-            answer = None
-        finally:
-            timer.cancel()
-        if answer is None:
-            self.close()
-            if late.is_set():
+            head, body = self.ask({"task": config.dump(section), "row": plain, "blobs": sizes(blobs)}, blobs)
+        except Ended as end:
+            if end.late:
                 what = f"the file was not read within {self.seconds:g} s"
-                raise DataError(what, fix="send a smaller one, or write it anew with another program")
-            raise DataError("the file cannot be read: its decoder broke down", fix="write it anew with another program")
-        return _columns(*answer)
-
-    def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(self.memory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                # The allocator reserves 64 MB more for each thread otherwise, and memory is limited as it is reserved.
-                env=os.environ | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C in the terminal is for the server
-            )
-            # What it needs to begin is not the row's time.
-            assert self._process.stdout is not None, "it was started with pipes"
-            timer = threading.Timer(START_S, self._process.kill)
-            timer.start()
-            is_up = _read(self._process.stdout) is not None
-            timer.cancel()
-            if not is_up:
-                self.close()
-                raise GroundupError("the process that reads files did not start", fix="see `groundup doctor`")
-        assert self._process is not None, "it was just started"
-        return self._process
+                raise DataError(what, fix="send a smaller one, or write it anew with another program") from end
+            what = "the file cannot be read: its decoder broke down"
+            raise DataError(what, fix="write it anew with another program") from end
+        return _columns(head, body)
 
 
 def _columns(head: Mapping[str, Any], body: bytes) -> Columns:
@@ -221,58 +167,18 @@ def _columns(head: Mapping[str, Any], body: bytes) -> Columns:
         raise DataError(refused["what"], fix=refused["fix"])
     if "fault" in head:
         raise RuntimeError(f"{head['fault']} where a row was encoded")
-    found: Columns = dict(head["lists"])
-    start = 0
-    for name, (kind, size) in head["arrays"].items():
-        found[name] = np.frombuffer(body, kind, count=size // np.dtype(kind).itemsize, offset=start)
-        start += size
-    return found
-
-
-def _write(pipe: IO[bytes], head: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
-    """Write a message. Raises OSError when nobody reads it."""
-    data = json.dumps(head).encode("ascii")
-    pipe.write(LENGTHS.pack(len(data), sum(map(len, blobs.values()))) + data)
-    for blob in blobs.values():
-        pipe.write(blob)
-    pipe.flush()
-
-
-def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """A message; None where there is none any more, or half of one."""
-    lengths = pipe.read(LENGTHS.size)
-    if len(lengths) < LENGTHS.size:
-        return None
-    first, rest = LENGTHS.unpack(lengths)
-    data, body = pipe.read(first), pipe.read(rest)
-    return (json.loads(data), body) if len(data) == first and len(body) == rest else None
-
-
-def _sizes(blobs: Mapping[str, bytes]) -> dict[str, int]:
-    return {name: len(value) for name, value in blobs.items()}
+    lists: Columns = head["lists"]
+    arrays = cut(body, head["arrays"])
+    return lists | {name: np.frombuffer(data, head["kinds"][name]) for name, data in arrays.items()}
 
 
 # ------------------------------------------------------------------------------ in the process
 
 
-def _serve() -> None:
-    """Answer each row with its columns, until nobody asks any more."""
-    source, target = sys.stdin.buffer, sys.stdout.buffer
-    _write(target, {}, {})
-    while (asked := _read(source)) is not None:
-        head, arrays = _answer(*asked)
-        del asked  # before the next is read: memory is limited
-        _write(target, head, {name: array.tobytes() for name, array in arrays.items()})
-
-
-def _answer(head: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _answer(head: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The head of an answer, and the arrays that it tells of."""
-    example, start = dict(head["row"]), 0
-    for name, size in head["blobs"].items():
-        example[name] = body[start : start + size]
-        start += size
     try:
-        found = _task(json.dumps(head["task"])).encode(example)
+        found = _task(json.dumps(head["task"])).encode(head["row"] | cut(body, head["blobs"]))
     except MemoryError:
         what = "the file needs more memory to be read than it is given"
         return {"refused": {"what": what, "fix": "send a smaller one"}}, {}
@@ -280,10 +186,10 @@ def _answer(head: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], dict[
         return {"refused": {"what": error.what, "fix": error.fix}}, {}
     except Exception as error:
         return {"fault": type(error).__name__}, {}
-    arrays = {name: np.ravel(value) for name, value in found.items() if isinstance(value, np.ndarray)}
-    lists = {name: value for name, value in found.items() if name not in arrays}
-    kinds = {name: (array.dtype.str, array.nbytes) for name, array in arrays.items()}
-    return {"arrays": kinds, "lists": lists}, arrays
+    kinds = {name: value.dtype.str for name, value in found.items() if isinstance(value, np.ndarray)}
+    lists = {name: value for name, value in found.items() if name not in kinds}
+    arrays = {name: found[name].tobytes() for name in kinds}
+    return {"kinds": kinds, "arrays": sizes(arrays), "lists": lists}, arrays
 
 
 _tasks: dict[str, Any] = {}
@@ -306,7 +212,7 @@ def main() -> None:
 
         Image.init()
     processes.limit_memory(int(sys.argv[1]))
-    _serve()
+    answer_all(_answer)
 
 
 if __name__ == "__main__":
