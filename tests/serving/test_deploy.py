@@ -105,6 +105,20 @@ def test_a_pod_can_do_nothing_but_serve(written: dict[str, Any]) -> None:
     assert policy["egress"] == [] and set(policy["policyTypes"]) == {"Ingress", "Egress"}
 
 
+@pytest.mark.parametrize(
+    ("flags", "port"),
+    [
+        (("--traces=http://collector.monitoring:4318/v1/traces",), 4318),
+        (("--log-format=json", "--traces", "https://traces.example/v1/traces"), 443),
+    ],
+)
+def test_traces_may_leave_the_pod_and_nothing_else(service: Service, flags: tuple[str, ...], port: int) -> None:
+    (rule,) = kubernetes.network_policy(replace(service, flags=flags), CLUSTER)["spec"]["egress"]
+    assert [(one["protocol"], one["port"]) for one in rule["ports"]] == [("TCP", port), ("UDP", 53), ("TCP", 53)]
+    with pytest.raises(UserError, match="no address of a collector"):
+        kubernetes.network_policy(replace(service, flags=("--traces=collector:4318",)), CLUSTER)
+
+
 def test_a_pod_gets_what_the_server_reckons_it_needs(service: Service, written: dict[str, Any]) -> None:
     (container,) = written["deployment.yaml"]["spec"]["template"]["spec"]["containers"]
     need, limit = container["resources"]["requests"], container["resources"]["limits"]

@@ -9,7 +9,8 @@ What is decided here, and why:
   burst does not get a replica killed.
 - **A pause before SIGTERM**: endpoints are withdrawn while the pod still answers; then the server drains.
 - **Scaling by waiting requests**, not processor load: an engine at work is always at full load.
-- **No egress, no token, no root, nothing writable** but two small volumes: the server calls nobody.
+- **No egress, no token, no root, nothing writable** but two small volumes: the server calls nobody, except a
+  collector of traces, if it is given one.
 - **No secret is in a file**: keys and the scraper's key are Secrets made by the commands in README.md.
 """
 
@@ -25,6 +26,7 @@ from groundup.deploy import grafana
 from groundup.deploy.service import KEYS, MODELS, STATE, USER, Service
 from groundup.deploy.written import Files, yaml_text
 from groundup.errors import UserError
+from groundup.serving.tracing import collector_port
 from groundup.yaml import Yaml
 
 Manifest = dict[str, Any]
@@ -272,8 +274,12 @@ def autoscaler(service: Service, cluster: Cluster) -> Manifest:
 
 
 def network_policy(service: Service, cluster: Cluster) -> Manifest:
-    """Who may connect: pods of the namespace, and Prometheus. Where the server may connect: nowhere."""
+    """Who may connect: pods of the namespace, and Prometheus. Where the server may connect: nowhere, or
+    to the port of a collector of traces and to what finds its address. A policy knows ports, but no names of hosts."""
     prometheus = {"kubernetes.io/metadata.name": cluster.monitoring_namespace}
+    out: list[tuple[str, int]] = []
+    if service.traces:
+        out = [("TCP", collector_port(service.traces)), ("UDP", 53), ("TCP", 53)]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -287,7 +293,7 @@ def network_policy(service: Service, cluster: Cluster) -> Manifest:
                     "ports": [{"protocol": "TCP", "port": "http"}],
                 }
             ],
-            "egress": [],
+            "egress": [{"ports": [{"protocol": kind, "port": port} for kind, port in out]}] if out else [],
         },
     }
 

@@ -74,6 +74,12 @@ class Service:
         """Whole processors of one replica: the engine's threads, and one for HTTP and tokenizing."""
         return self.threads + 1
 
+    @property
+    def traces(self) -> str:
+        """The address of the collector that traces go to, by the flags; empty if they go nowhere."""
+        given = " ".join(self.flags).replace("--traces ", "--traces=").split()
+        return next((flag.partition("=")[2] for flag in reversed(given) if flag.startswith("--traces=")), "")
+
     def arguments(self, *, in_place: bool = False) -> list[str]:
         """The arguments of `groundup`, the models in a container's folder or, `in_place`, where they are now."""
         places = {name: facts.folder if in_place else f"{MODELS}/{name}" for name, facts in self.models.items()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from groundup.errors import MissingExtra, UserError
 
@@ -141,13 +142,22 @@ class Tracing:
         self._provider.shutdown()
 
 
-def _exporter(endpoint: str) -> Any:
-    if not endpoint.startswith(("http://", "https://")):
+def collector_port(endpoint: str) -> int:
+    """The TCP port of a collector's address. Raises UserError for what is no such address."""
+    try:
+        address = urlsplit(endpoint)
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+    except (KeyError, ValueError) as error:
         raise UserError(
             f"{endpoint!r} is no address of a collector",
             where="--traces",
             fix="give its OTLP/HTTP address, e.g. http://localhost:4318/v1/traces",
-        )
+        ) from error
+    return port
+
+
+def _exporter(endpoint: str) -> Any:
+    collector_port(endpoint)
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
