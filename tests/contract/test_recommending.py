@@ -113,6 +113,7 @@ def test_every_item_but_the_first_is_trained_once_an_epoch() -> None:
         assert sorted(pairs[number]) == sorted(itertools.pairwise(numbers))
     ledger = rows.ledger()
     assert ledger.trained == sum(len(chosen) - 1 for chosen in USERS) and ledger.masked == ledger.dropped == 0
+    assert ledger.table()[3] == ["items", f"{sum(map(len, USERS))}", "", "in all documents"]
     assert sum(rows.bytes_of(i) for i in range(len(rows))) == pytest.approx(sum(map(len, USERS)))
 
 

@@ -181,6 +181,8 @@ def test_every_kind_of_label_has_losses_scores_and_answers(keys: dict[str, Any])
     network = create(model, model.Config(n_features=made.known["n_features"]), made.head, outputs=made.outputs, seed=1)
     found = made.rows(Documents(given, made.encode), 0)
     assert found.ledger().trained == len(given)
+    counted = [line[0] for line in found.ledger().table()]
+    assert counted == ["", "documents", "dropped", "rows", "trained", "masked"], "a row of numbers has no tokens"
     assert made.render(found.row(0, 0)) and made.shown(given[0]).startswith("area: 40" if "label" not in keys else "")
     whole = Loader(found, made.collate, 0, len(given)).micro_batch(0, 0)[0]
     one_by_one = made.collate([found.row(i, 0) for i in range(len(given))])

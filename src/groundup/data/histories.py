@@ -136,6 +136,7 @@ class Histories:
             masked=positions - trained,
             dropped=int((self._parts == 0).sum()),
             unlabelled=tuple(int(i) for i in without[:NAMED_DOCUMENTS]),
+            unit="items",
         )
 
     @cached_property

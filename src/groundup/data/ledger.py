@@ -26,7 +26,7 @@ class Ledger:
     rows: int
     """Rows of the split, each seen once an epoch."""
     tokens: int
-    """Tokens of the split, special ones included where they are stored."""
+    """Tokens of the split, special ones included where they are stored; see `unit`."""
     trained: int
     """Labels the loss counts (kept). The expected number where it is drawn anew each epoch."""
     masked: int
@@ -45,21 +45,26 @@ class Ledger:
     """The first few documents without any trained label, by index in the split."""
     is_expected: bool = False
     """Whether `trained` and `masked` are expectations rather than counts."""
+    unit: str = "tokens"
+    """What `tokens` counts, if they are none: the `items` of histories; `examples` where a document is one position."""
 
     def table(self) -> list[list[str]]:
         """Rows of text for a table, the first a header: what, count, share, meaning."""
         positions = self.trained + self.masked + self.padded
         about = "about " if self.is_expected else ""
+        special = ", stored special tokens included" if self.unit == "tokens" else ""
         entries = [
             ("documents", self.documents, 0, "in the split"),
             ("dropped", self.dropped, self.documents, "documents that yield no row"),
-            ("tokens", self.tokens, 0, "in all documents, stored special tokens included"),
-            ("cropped", self.cropped, self.tokens, "tokens that no row shows"),
+            (self.unit, self.tokens, 0, f"in all documents{special}"),
+            ("cropped", self.cropped, self.tokens, f"{self.unit} that no row shows"),
             ("rows", self.rows, 0, "an epoch"),
             ("trained", self.trained, positions, f"{about}this many labels the loss counts, an epoch"),
             ("masked", self.masked, positions, "positions seen, but predicting nothing"),
             ("padded", self.padded, positions, "positions filled up with padding"),
         ]
+        if self.unit == "examples":  # nothing of one is cut off, and nothing is filled up
+            entries = [entry for entry in entries if entry[0] not in ("examples", "cropped", "padded")]
         if self.overlong:
             entries.append(("overlong", self.overlong, self.documents, "documents longer than the context"))
         if self.emptied:
@@ -78,8 +83,9 @@ class Ledger:
         named = ", ".join(map(name_of or str, self.unlabelled)) or "none"
         more = ", …" if len(self.unlabelled) < self.documents else ""
         why = f", {self.emptied} of them because the context cuts every answer off" if self.emptied else ""
+        held = f" with {self.tokens} {self.unit}" if self.unit != "examples" else ""
         raise DataError(
-            f"no trained labels: {self.documents} documents with {self.tokens} tokens leave nothing to predict{why} "
+            f"no trained labels: {self.documents} documents{held} leave nothing to predict{why} "
             f"(documents without labels: {named}{more})",
             where=where,
             fix="give a longer context, or shorter texts"

@@ -69,4 +69,5 @@ class Mixed:
         share = len(self.taken) / max(1, len(self.second))
         summed = [f.name for f in dataclasses.fields(Ledger) if f.type in (int, "int")]
         counts = {name: getattr(one, name) + round(share * getattr(two, name)) for name in summed}
-        return Ledger(**counts, unlabelled=one.unlabelled, is_expected=share not in (0.0, 1.0))
+        mixed: Ledger = dataclasses.replace(one, **counts, is_expected=share not in (0.0, 1.0))
+        return mixed

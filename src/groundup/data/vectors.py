@@ -112,6 +112,7 @@ class Vectors:
             trained=trained,
             masked=len(self) - trained,
             unlabelled=tuple(int(i) for i in without),
+            unit="examples",
         )
 
 
