@@ -56,10 +56,17 @@ def collect(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, Any]:
         "cores": usable_cores(),
         "seconds": {name: round(float(a.manifest["wall_s"]), 1) for name, a in artifacts.items()},
         "digests": {name: a.digest for name, a in artifacts.items()},
+        "weights": {name: weights_digest(a) for name, a in models.items()},
         "tokens": {name: a.manifest["tokens"] for name, a in models.items()},
         "units": {name: a.metrics.get("unit", "tokens") for name, a in models.items()},
         "reports": {name: _scores_only(a.json("report.json")) for name, a in reports.items()},
     }
+
+
+def weights_digest(model: Artifact) -> str:
+    """SHA-256 of the digests of a model's tensors: the same for the same weights, whatever is said beside them."""
+    files = model.manifest["files"]
+    return digest_data({name: held["sha256"] for name, held in files.items() if name.endswith(".safetensors")})
 
 
 def _scores_only(report: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +81,9 @@ def header(kept: dict[str, Any]) -> str:
     lines = [BEGIN, f"# {kept['date']}, seed {kept['seed']}, {cores}, {cost} in all"]
     for name, tokens in kept["tokens"].items():
         seconds, unit = show_seconds(kept["seconds"][name]), kept.get("units", {}).get(name, "tokens")
-        lines.append(f"# {name}: {show_count(tokens)} {unit} in {seconds}, digest {kept['digests'][name][:16]}")
+        own = kept.get("weights", {}).get(name)
+        same = f"weights {own[:16]}" if own else f"digest {kept['digests'][name][:16]}"
+        lines.append(f"# {name}: {show_count(tokens)} {unit} in {seconds}, {same}")
     for name, report in kept["reports"].items():
         lines += [f"# {name}: {line}" for line in scores(report)]
     return "\n".join([*lines, END]) + "\n"
