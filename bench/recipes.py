@@ -32,6 +32,8 @@ _PUBLISHED = re.compile(r"^# Published(?: \((\w+)\))?: (.+(?:\n#   .+)*)", re.MU
 """A line of a recipe's head: what others report, of its only report or of the one named."""
 SHOWN_SCORES = 4
 """Of a labelled report: the rest stands in the kept results."""
+SHOWN_FIRST = ("in_scope_accuracy", "out_of_scope_recall")
+"""Those without which the main one says little."""
 _BLOCK = re.compile(rf"^{re.escape(BEGIN)}\n.*?^{re.escape(END)}\n", re.DOTALL | re.MULTILINE)
 
 
@@ -92,7 +94,10 @@ def header(kept: dict[str, Any]) -> str:
 def scores(report: dict[str, Any]) -> list[str]:
     """One line per score of a report, with its interval, and one per rival; of labelled tasks the first scores only."""
     lines, seeds = [], report.get("over_runs", {})
-    for metric, found in list(report["scores"].items())[: SHOWN_SCORES if "runs" in report else None]:
+    first = [name for name in (report.get("main_metric"), *SHOWN_FIRST) if name in report["scores"]]
+    shown = dict.fromkeys([*first, *report["scores"]])
+    for metric in list(shown)[: SHOWN_SCORES if "runs" in report else None]:
+        found = report["scores"][metric]
         line = f"{metric} {found['estimate']:.4g}{_interval(found)}"
         if metric in seeds:
             line += f"; the mean of {len(report['runs'])} seeds{_interval(seeds[metric])}"
