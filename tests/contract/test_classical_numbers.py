@@ -47,6 +47,34 @@ def test_what_is_no_line_is_learned_by_trees_and_neighbours_and_not_by_lines() -
             assert [["in", "out"][int(np.argmax(row))] for row in system.probabilities] == list(system.answers)
 
 
+def test_each_of_several_labels_is_a_question_of_its_own() -> None:
+    def rows(count: int, seed: int) -> Examples:
+        """`in` as above, `right` by a straight line, `always` for every one; some have a label nobody asks for."""
+        points = np.random.default_rng(seed).uniform(-1, 1, (count, 2)).astype(np.float32)
+        held = [["always", *["in"] * bool(x * x + y * y < 0.5), *["right"] * bool(x > 0)] for x, y in points]
+        return Examples(points, [[*row, "other"] if number % 9 == 0 else row for number, row in enumerate(held)])
+
+    train, validation, test = (rows(count, seed) for seed, count in enumerate((600, 100, 200)))
+    found = classical_numbers.multilabel(train, validation, test.vectors, ["always", "in", "never", "right"])
+    assert [system.name for system in found] == NAMES
+    for system in found:
+        right = {
+            label: share_right([label in row for row in system.answers], [label in row for row in test.truth])
+            for label in ("always", "in", "never", "right")
+        }
+        assert right["always"] == right["never"] == 1 and right["right"] > 0.95
+        assert (right["in"] > 0.9) == (system.name not in NAMES[:2]), right
+        assert "for each label" in system.meaning and system.trained_rows == 600
+        assert (system.probabilities is None) == (system.name == "linear SVM")
+        if system.probabilities is not None:
+            sure = [[p > 0.5 for p in row] for row in system.probabilities]
+            assert sure == [[name in row for name in ("always", "in", "never", "right")] for row in system.answers]
+    assert (
+        classical_numbers.multilabel(Examples(train.vectors[:0], []), validation, test.vectors, ["in", "right"]) == []
+    )
+    assert RIVALS[0].most_rows(784, 10, by_label=True) * 9 < RIVALS[0].most_rows(784, 10)
+
+
 def test_numbers_are_predicted_and_the_mean_stands_beside() -> None:
     train, validation, test = (slope(count, seed) for seed, count in enumerate((500, 100, 200)))
     found = classical_numbers.regressors(train, validation, test.vectors)

@@ -25,9 +25,12 @@ from numpy.typing import NDArray
 
 from groundup.evaluation.classical import HELD_BACK, best_setting, commonest, mean_answer
 from groundup.evaluation.labelled import System
+from groundup.evaluation.metrics.classification import micro, one_hot, set_counts
 
 Vectors = NDArray[np.float32]
 Settings = Mapping[str, Any]
+Learner = Callable[[Vectors, NDArray[Any], Settings], Any]
+"""From vectors, what is right for them and a setting to a model that predicts."""
 SECONDS = 180.0
 """Time after which no rival tries another setting."""
 
@@ -37,7 +40,7 @@ BINS = 64
 
 @dataclass(frozen=True)
 class Examples:
-    """Vectors, (E,F), and what is right for them: labels, or numbers.
+    """Vectors, (E,F), and what is right for them: labels, lists of labels, or numbers.
 
     `truth` may go on where the vectors end: of many rows only the first are made into vectors.
     """
@@ -50,7 +53,7 @@ class Examples:
 
     @property
     def known(self) -> NDArray[Any]:
-        """What is right for the vectors, (E,)."""
+        """What is right for the vectors, (E,); (E,K) where each label is held or not."""
         return np.asarray(self.truth[: len(self)])
 
     def part(self, rows: Sequence[int]) -> Examples:
@@ -73,9 +76,10 @@ class Rival:
     by_class: bool = False
     """Whether it costs as much again for each further class."""
 
-    def most_rows(self, features: int, classes: int) -> int:
-        """The most rows that it learns from."""
-        return max(200, self.most_cells // max(1, features * (classes if self.by_class and classes > 2 else 1)))
+    def most_rows(self, features: int, classes: int, *, by_label: bool = False) -> int:
+        """The most rows that it learns from; `by_label` where each class is learned on its own."""
+        models = classes if by_label or (self.by_class and classes > 2) else 1
+        return max(200, self.most_cells // max(1, features * models))
 
 
 def _logistic(**settings: Any) -> Any:
@@ -189,12 +193,70 @@ def classifiers(
     def quality(model: Any) -> float:
         return float(np.mean(model.predict(held_out.vectors) == held_out.known)) if len(held_out) else 0.0
 
-    for rival, setting, model, rows in _fitted(RIVALS, learned, quality, len(labels), seconds, of_numbers=False):
+    for rival, setting, model, rows in _fitted(_of_classes, learned, quality, len(labels), seconds):
         answers, shares, sure = _said(model, vectors, labels)
         meaning = _meaning(rival.described, setting, rows, train)
         details = {**setting, "features": int(learned.vectors.shape[1])}
         systems.append(System(rival.name, answers, shares, sure, meaning=meaning, trained_rows=rows, details=details))
     return systems
+
+
+def multilabel(
+    train: Examples, validation: Examples, vectors: Vectors, labels: Sequence[str], *, seconds: float = SECONDS
+) -> list[System]:
+    """The answers to `vectors` of every rival, asked about each label on its own, as systems.
+
+    Truth is a list of labels. Training stops trying settings after `seconds` in all. Raises Interrupted.
+    """
+    learned, held_out = held_back(_marked(train, labels), _marked(validation, labels))
+    if len(learned) < 2 or len(labels) < 2:
+        return []
+
+    def quality(model: Any) -> float:
+        if not len(held_out):
+            return 0.0
+        return micro(set_counts(held_out.known, model.predict(held_out.vectors)), "f1").value
+
+    def learner(rival: Rival) -> Learner:
+        return partial(EachLabel, rival.of_classes)
+
+    systems = []
+    for rival, setting, model, rows in _fitted(learner, learned, quality, len(labels), seconds, by_label=True):
+        answers = [[labels[k] for k in np.flatnonzero(row).tolist()] for row in model.predict(vectors)]
+        shares = model.shares(vectors).tolist() if hasattr(rival.of_classes(), "predict_proba") else None
+        meaning = _meaning(f"{rival.described} for each label", setting, rows, train)
+        details = {**setting, "features": int(learned.vectors.shape[1])}
+        systems.append(System(rival.name, answers, shares, meaning=meaning, trained_rows=rows, details=details))
+    return systems
+
+
+class EachLabel:
+    """A model for each label, which says whether it is held; a label that every row holds, or none, needs no model."""
+
+    def __init__(self, make: Callable[..., Any], vectors: Vectors, held_EK: NDArray[Any], setting: Settings) -> None:
+        self.models = [
+            bool(held_E[0]) if held_E.all() or not held_E.any() else _fit(make, vectors, held_E, setting)
+            for held_E in held_EK.T
+        ]
+
+    def predict(self, vectors: Vectors) -> NDArray[np.bool_]:
+        """Which labels are held, (E,K)."""
+        return self._each(vectors, lambda model: model.predict(vectors)).astype(bool)
+
+    def shares(self, vectors: Vectors) -> NDArray[np.float64]:
+        """How probable each label is, (E,K)."""
+        return self._each(vectors, lambda model: model.predict_proba(vectors)[:, 1])
+
+    def _each(self, vectors: Vectors, ask: Callable[[Any], NDArray[Any]]) -> NDArray[np.float64]:
+        columns = [np.full(len(vectors), m) if isinstance(m, bool) else ask(m) for m in self.models]
+        return np.stack(columns, 1).astype(np.float64)
+
+
+def _marked(examples: Examples, labels: Sequence[str]) -> Examples:
+    """Examples with one number a label in the place of a list of labels: whether it is held."""
+    place = {label: number for number, label in enumerate(labels)}
+    held = [[place[label] for label in row if label in place] for row in examples.truth]
+    return Examples(examples.vectors, list(one_hot(held, len(labels))))
 
 
 def regressors(train: Examples, validation: Examples, vectors: Vectors, *, seconds: float = SECONDS) -> list[System]:
@@ -211,7 +273,7 @@ def regressors(train: Examples, validation: Examples, vectors: Vectors, *, secon
             return 0.0
         return -float(np.mean((model.predict(held_out.vectors) - held_out.known) ** 2))
 
-    for rival, setting, model, rows in _fitted(RIVALS, learned, quality, 1, seconds, of_numbers=True):
+    for rival, setting, model, rows in _fitted(_of_numbers, learned, quality, 1, seconds):
         name, described = NAMES_OF_NUMBERS.get(rival.name, (rival.name, rival.described))
         meaning = _meaning(described, setting, rows, train)
         details = {**setting, "features": int(learned.vectors.shape[1])}
@@ -228,26 +290,33 @@ def held_back(train: Examples, validation: Examples) -> tuple[Examples, Examples
     return train.part([i for i in rows if i % HELD_BACK]), train.part(rows[::HELD_BACK])
 
 
+def _of_classes(rival: Rival) -> Learner:
+    return partial(_fit, rival.of_classes)
+
+
+def _of_numbers(rival: Rival) -> Learner:
+    return partial(_fit, rival.of_numbers)
+
+
 def _fitted(
-    rivals: Sequence[Rival],
+    learner: Callable[[Rival], Learner],
     train: Examples,
     quality: Callable[[Any], float],
     classes: int,
     seconds: float,
     *,
-    of_numbers: bool,
+    by_label: bool = False,
 ) -> Iterator[tuple[Rival, Settings, Any, int]]:
-    """Each rival with its best setting, what it learned, and from how many rows."""
+    """Each rival, as its learner has it, with its best setting, what it learned, and from how many rows."""
     features = train.vectors.shape[1]
-    for rival in rivals:
-        rows = min(len(train), rival.most_rows(features, classes))
+    for rival in RIVALS:
+        rows = min(len(train), rival.most_rows(features, classes, by_label=by_label))
         vectors, truth = train.vectors[:rows], train.known[:rows]
-        if not of_numbers and len(np.unique(truth)) < 2:
+        if len(np.unique(truth)) < 2:
             continue
-        make = rival.of_numbers if of_numbers else rival.of_classes
         possible = [setting for setting in rival.settings if setting.get("n_neighbors", 1) <= rows]
-        until = time.monotonic() + seconds / len(rivals)
-        setting, model = best_setting(possible, partial(_fit, make, vectors, truth), quality, until)
+        until = time.monotonic() + seconds / len(RIVALS)
+        setting, model = best_setting(possible, partial(learner(rival), vectors, truth), quality, until)
         yield rival, setting, model, rows
 
 

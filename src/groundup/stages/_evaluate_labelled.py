@@ -275,15 +275,15 @@ def _of_vectors(
     test: Sequence[dict[str, Any]],
     labelled: Labelled,
 ) -> list[System]:
-    """What they answer where an example is numbers; none of them gives several labels at once."""
+    """What they answer where an example is numbers."""
     outside = labelled.out_of_scope
     most = classical_numbers.most_rows(len(task.vector(test[0])), max(1, len(task.labels)))
     learned, held_back = (_numbers(task, rows, most, outside) for rows in (train, validation))
     asked = _vectors(task, [*test, *(validation if outside is not None else ())])
     if task.evaluation == "number":
         return classical_numbers.regressors(learned, held_back, asked)
-    if task.evaluation != "classes":
-        return []
+    if task.evaluation == "multilabel":
+        return classical_numbers.multilabel(learned, held_back, asked, list(task.labels))
     found = classical_numbers.classifiers(learned, held_back, asked, list(task.labels))
     if outside is None:
         return found
