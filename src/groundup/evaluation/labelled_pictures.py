@@ -34,6 +34,9 @@ SAMPLES, MISTAKES, LOOKED = 24, 30, 6
 """Pictures of each kind on a page: at most 60."""
 FOR, AGAINST = (0.82, 0.20, 0.10), (0.13, 0.35, 0.77)
 """Colours, red, green and blue from 0 to 1, of what speaks for a class, and against it."""
+COLOURS = "Red speaks for the answer, blue against it. "
+DEEPEST = 0.6
+"""How strongly the token that says most is coloured; its letters stay to be read."""
 PALE = 0.35
 """How dark a picture may be under what is drawn over it: the colours are to be seen, the picture only recognised."""
 GAP = 4
@@ -149,11 +152,17 @@ def strip(seen: Seen) -> bytes:
 
 
 def strips(looked: Looked | None, test: Labelled, run: System) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What report.json says of what the network looks at, and a strip for each example shown, by id."""
+    """What report.json says of what the network looks at, texts and what is said of their tokens among it, and a
+    strip for every other example shown, by id."""
     if looked is None:
         return {}, {}
-    drawn = {test.ids[row]: strip(seen) for row, seen in looked.shown.items()}
-    return {"saliency": looked.data | {"shown": told(test, run, list(looked.shown))}}, drawn
+    drawn = {test.ids[row]: strip(seen) for row, seen in looked.shown.items() if not seen.pieces}
+    shown = told(test, run, list(looked.shown))
+    for one, seen in zip(shown, looked.shown.values(), strict=True):
+        if seen.pieces:
+            said = {name: [round(float(value), 4) for value in each] for name, each in seen.salience.items()}
+            one |= {"tokens": list(seen.pieces), "salience": said}
+    return {"saliency": looked.data | {"shown": shown}}, drawn
 
 
 def _picture(values: NDArray[Any]) -> Pixels:
@@ -231,15 +240,39 @@ def _cells(shown: Sequence[Data], kind: str, pictures: Mapping[str, bytes], befo
     return "".join(_cell(one, kind, pictures[one["id"]], before) for one in shown if one["id"] in pictures)
 
 
+JUDGED = {True: ("✓", "right"), False: ("✗", "wrong"), None: ("", "")}
+"""A mark and a word for whether an answer is right, where that is known."""
+
+
 def _cell(one: Data, kind: str, png: bytes, before: str) -> str:
+    judged = JUDGED[one["right"]][1]
     truth, answer = answer_text(kind, one["truth"]), answer_text(kind, one["answer"])
-    mark, judged = {True: ("✓", "right"), False: ("✗", "wrong"), None: ("", "")}[one["right"]]
-    said = ", ".join(part for part in ("" if one["right"] else answer, sureness(one["confidence"])) if part)
     alt = f"{before}{one['id']}: {truth}, answered {answer}" + (f", {judged}" if judged else "")
+    return f"<figure>{element(png, alt)}{_caption(one, kind)}</figure>"
+
+
+def _caption(one: Data, kind: str) -> str:
+    mark, judged = JUDGED[one["right"]]
+    answer = "" if one["right"] else answer_text(kind, one["answer"])
+    said = ", ".join(part for part in (answer, sureness(one["confidence"])) if part)
     return (
-        f"<figure>{element(png, alt)}<figcaption><b>{escape(truth)}</b>"
-        f'<span class="{judged or "said"}-answer">{mark} {escape(said)}</span></figcaption></figure>'
+        f"<figcaption><b>{escape(answer_text(kind, one['truth']))}</b>"
+        f'<span class="{judged or "said"}-answer">{mark} {escape(said)}</span></figcaption>'
     )
+
+
+def _text(one: Data, kind: str) -> str:
+    """A text whose tokens have the colours of what the first method says of them."""
+    name, said = next(iter(one["salience"].items()))
+    strongest = max(map(abs, said), default=0.0) or 1.0
+    spans = []
+    for text, value in zip(one["tokens"], said, strict=True):
+        red, green, blue = (round(255 * part) for part in (FOR if value > 0 else AGAINST))
+        opacity = round(DEEPEST * abs(value) / strongest, 2)
+        colour = f' style="background:rgba({red},{green},{blue},{opacity})"' if opacity >= 0.02 else ""
+        spans.append(f'<span{colour} title="{value:+.2f}">{escape(text)}</span>')
+    caption = _caption(one, kind)
+    return f'<figure class="read"><p aria-label="{escape(name)}">{"".join(spans)}</p>{caption}</figure>'
 
 
 def sureness(confidence: float | None) -> str:
@@ -266,10 +299,14 @@ def looked(data: Data, pictures: Pictures) -> str:
     items = "".join(f'<li class="{state(m)}">{escape(verdict(found, m))}</li>' for m in found["methods"])
     before = "what the network looked at in "
     drawn = _cells(found["shown"], data["test"]["kind"], pictures.looked, before)
-    parts = ["what the network read", *(method["name"] for method in found["methods"])]
-    caption = f"From left to right: {', '.join(parts)}. Red speaks for the answer, blue against it. "
-    caption += "Attention has no sign, so all of it is red. " if "attention rollout" in parts else ""
-    shown = f'<p class="caption">{escape(caption + limits())}</p><div class="looks">{drawn}</div>' if drawn else ""
+    methods = [method["name"] for method in found["methods"]]
+    caption = f"From left to right: {', '.join(['what the network read', *methods])}. {COLOURS}"
+    caption += "Attention has no sign, so all of it is red. " if "attention rollout" in methods else ""
+    caption += limits()
+    texts = "".join(_text(one, data["test"]["kind"]) for one in found["shown"] if one.get("tokens"))
+    if texts:
+        drawn, caption = texts, f"What each token says by {methods[0]}. {COLOURS}"
+    shown = f'<p class="caption">{escape(caption)}</p><div class="looks">{drawn}</div>' if drawn else ""
     notes = f'<p class="caption">{escape(" ".join(explained(found)))}</p>'
     return f'<h2>What it looks at</h2><ul class="verdicts">{items}</ul>{notes}{shown}'
 

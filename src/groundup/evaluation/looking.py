@@ -5,12 +5,12 @@ why): the most salient tenth of the places is taken away, and as many random one
 the training data. What mattered more must be missed more. The report states both falls with the interval of
 their difference on the same examples, also where it says that saliency is no better than chance.
 
-Axes: E examples, C channels, H height, W width, F features, T frames, M bands, P places (pixels, features, …).
+Axes: E examples, C channels, H height, W width, F features, T frames or tokens, M bands, P places (pixels, …).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,10 @@ from groundup.data.sample import Documents
 from groundup.errors import Interrupted
 from groundup.evaluation import saliency
 from groundup.evaluation.intervals import mean_interval
-from groundup.evaluation.saliency import Reading, by_place
+from groundup.evaluation.saliency import Reading
 from groundup.nn.network import Network
 from groundup.progress import Reporter, interrupt_requested
+from groundup.text.rendering import pieces
 
 Floats = NDArray[np.float64]
 SHARE = 0.1
@@ -35,7 +36,7 @@ DRAWS = 5
 """How many times random places are drawn for each example; their mean is what the salient ones are held against."""
 PURPOSE = 20
 """Of random numbers: see `data/order.py::generator`."""
-MOST, FEWEST = 200, 16
+MOST, MOST_TEXTS, FEWEST = 200, 64, 16
 """Test examples that are examined; of large arrays, fewer."""
 NUMBERS = 1 << 20
 """Numbers of all examined examples together, from which on there are fewer."""
@@ -46,16 +47,18 @@ TRAINING_ROWS = 1000
 KINDS = ("classes", "multilabel")
 """Kinds of evaluation whose models give scores of classes."""
 PLACES = {4: "pixels", 3: "points in time and pitch", 2: "features"}
-"""What places are called, by the number of axes of a batch."""
+"""What places are called, by the number of axes of an array; of a text they are its tokens."""
 INTEGRATED, TIMES_INPUT, ROLLOUT = "integrated gradients", "gradient × input", "attention rollout"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One example: the array that the network read, (C,H,W), (T,M) or (F,), and by method what each place said."""
+    """One example: the array that the network read, (C,H,W), (T,M), (F,) or (T,D), and by method what each place
+    said. Of a text also what its tokens are, those that fill a batch up left out."""
 
     values: NDArray[np.float32]
     salience: Mapping[str, NDArray[np.float32]]
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,38 +81,64 @@ def look(
     resamples: int,
     reporter: Reporter | None = None,
 ) -> Looked | None:
-    """Saliency of a model on its test, put to the test; None for models that read something else than one array
-    of numbers an example, or that do not tell classes apart.
+    """Saliency of a model on its test, put to the test; None for models that read something else than a text or one
+    array of numbers an example, or that do not tell classes apart.
 
     `shown` are the examples to be drawn, by their place in the test. Without training rows the mean is that of
     the test's own. Raises Interrupted.
     """
-    if task.tokenizer is not None or task.evaluation not in KINDS or (task.outputs or 0) < 2:
+    if task.evaluation not in KINDS or (task.outputs or 0) < 2:
         return None
-    first = next(batches(task, test[:1], 1))
-    key = saliency.key_of(first)
+    first = next(batches(task, [test[row] for row in spread(len(test), FEWEST)], FEWEST))
+    key = saliency.key_of(network, first)
     if key is None:
         return None
-    numbers = first[key].numel()
+    is_text = key == saliency.TOKENS
+    reads = Reads(network, key, task.evaluation == "multilabel", task.tokenizer.special_ids if is_text else ())
+    numbers = reads.arrays(first)[key][0].numel()
     at_once = max(1, min(64, AT_ONCE // numbers))
-    rows = spread(len(test), max(FEWEST, min(MOST, NUMBERS // numbers)))
+    rows = spread(len(test), max(FEWEST, min(MOST_TEXTS if is_text else MOST, NUMBERS // numbers)))
     source = [train[row] for row in spread(len(train), TRAINING_ROWS)] or [test[row] for row in rows]
-    baseline = mean_of(batches(task, source, at_once), key)
+    baseline = mean_of(map(reads.arrays, batches(task, source, at_once)), key)
     found: list[dict[str, Any]] = []
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
         (batch,) = batches(task, [test[row] for row in part], at_once)
-        reading = saliency.read(network, batch, several=task.evaluation == "multilabel")
-        found.append(falls(reading, baseline, part, seed=seed))
+        found.append(falls(reads(batch), baseline, part, seed=seed))
         if reporter is not None:
             reporter.advance("asking what it looks at", start + len(part), len(rows))
         if interrupt_requested():
             raise Interrupted("stopped while looking at what the network looks at", fix="run again: it starts afresh")
     data = summary(found, seed=seed, resamples=resamples)
-    places = PLACES.get(first[key].dim(), "places")
-    data |= {"places": places, "replaced_by": _replaced(len(train), len(source), first[key].dim())}
-    pictured = list(shown) if first[key].dim() > 2 else []
-    return Looked(data, dict(_seen(task, network, test, pictured, baseline, at_once)))
+    axes = first[key].dim()
+    of = " of what is looked up for a token" if is_text else {4: " of each channel", 3: " of each band"}.get(axes, "")
+    used = f"{len(source):,} {'training' if train else 'test'} rows"
+    data |= {"places": "tokens" if is_text else PLACES.get(axes, "places"), "replaced_by": f"the mean{of} over {used}"}
+    pictured = list(shown) if is_text or axes > 2 else []
+    return Looked(data, dict(_seen(task, reads, test, pictured, baseline, at_once)))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """How batches are read by a network: which key it is that is looked at, and what is asked."""
+
+    network: Network
+    key: str
+    several: bool
+    special_ids: Collection[int]
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Reading:
+        """A batch, to look at."""
+        return saliency.read(self.network, batch, several=self.several, special_ids=self.special_ids)
+
+    def arrays(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch's array with the mask of what is real; of tokens what is looked up for them."""
+        if self.key != saliency.TOKENS:
+            return dict(batch)
+        looked_up = saliency.vectors(self.network, batch[self.key])
+        nothing = torch.empty(0, dtype=torch.int64)
+        reading = Reading(self.network, batch, self.key, nothing, vectors=looked_up, special_ids=self.special_ids)
+        return {self.key: looked_up.cpu(), "attention_mask": reading.real}
 
 
 def batches(task: Any, examples: Sequence[Mapping[str, Any]], at_once: int) -> Iterator[dict[str, Tensor]]:
@@ -149,13 +178,15 @@ def _over(values: Tensor) -> tuple[int, ...]:
 
 
 def salience(reading: Reading, baseline: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """By method what each place says for the class, (E,H,W), (E,T,M) or (E,F); and what integrated gradients
+    """By method what each place says for the class, (E,H,W), (E,T,M), (E,F) or (E,T); and what integrated gradients
     still miss of adding up, (E,)."""
     baseline = baseline.to(reading.inputs.device)
+    if reading.vectors is not None:  # the frame of a text stays as it is
+        baseline = torch.where(reading.over_all(reading.real), baseline, reading.vectors)
     integrated, gap_E = saliency.complete(reading, baseline)
     found = {
-        INTEGRATED: by_place(integrated),
-        TIMES_INPUT: by_place(saliency.gradient_times_input(reading, baseline)),
+        INTEGRATED: reading.by_place(integrated),
+        TIMES_INPUT: reading.by_place(saliency.gradient_times_input(reading, baseline)),
     }
     rollout = saliency.attention_rollout(reading)
     return found | ({} if rollout is None else {ROLLOUT: rollout}), gap_E
@@ -194,16 +225,15 @@ def most(values_EP: Tensor, real_EP: Tensor) -> Tensor:
     return torch.zeros_like(real_EP).scatter(1, order_EP, is_among_EP)
 
 
-def without(inputs: Tensor, gone_EP: Tensor, baseline: Tensor) -> Tensor:
-    """Arrays whose places `gone_EP` hold what the baseline holds; of a pixel, all channels."""
-    shape = (inputs.shape[0], 1, *inputs.shape[2:]) if inputs.dim() == 4 else inputs.shape
-    return torch.where(gone_EP.reshape(shape), baseline.to(inputs), inputs)
+def without(reading: Reading, gone_EP: Tensor, baseline: Tensor) -> Tensor:
+    """Arrays whose places `gone_EP` hold what the baseline holds; of a pixel all channels, of a token all numbers."""
+    return torch.where(reading.over_all(gone_EP), baseline.to(reading.inputs), reading.inputs)
 
 
 def _fall(reading: Reading, values_EP: Tensor, real_EP: Tensor, baseline: Tensor) -> Floats:
     """The fall of score and of probability without the places of the largest values, (2,E)."""
     with saliency.still(reading.network), torch.no_grad():
-        left = without(reading.inputs, most(values_EP, real_EP), baseline)
+        left = without(reading, most(values_EP, real_EP), baseline)
         pairs = [_scored(reading, inputs) for inputs in (reading.inputs, left)]
     return pairs[0] - pairs[1]
 
@@ -252,14 +282,9 @@ def summary(found: Sequence[Mapping[str, Any]], *, seed: int, resamples: int) ->
     }
 
 
-def _replaced(training: int, used: int, axes: int) -> str:
-    each = {4: " of each channel", 3: " of each band"}.get(axes, "")
-    return f"the mean{each} over {used:,} {'training' if training else 'test'} rows"
-
-
 def _seen(
     task: Any,
-    network: Network,
+    reads: Reads,
     test: Sequence[Mapping[str, Any]],
     shown: Sequence[int],
     baseline: Tensor,
@@ -269,8 +294,14 @@ def _seen(
     for start in range(0, len(shown), at_once):
         part = shown[start : start + at_once]
         (batch,) = batches(task, [test[row] for row in part], at_once)
-        reading = saliency.read(network, batch)
+        reading = reads(batch)
         found, _ = salience(reading, baseline)
         for place, row in enumerate(part):
             values = reading.inputs[place].float().cpu().numpy()
-            yield row, Seen(values, {name: each[place].float().cpu().numpy() for name, each in found.items()})
+            said = {name: each[place].float().cpu().numpy() for name, each in found.items()}
+            if reading.vectors is None:
+                yield row, Seen(values, said)
+                continue
+            count = int(batch["attention_mask"][place].sum())
+            texts = pieces(task.tokenizer, batch[reads.key][place, :count].tolist())
+            yield row, Seen(values[:count], {name: each[:count] for name, each in said.items()}, tuple(texts))

@@ -37,7 +37,7 @@ from groundup.units import Bytes, Count, PositiveCount, show_bytes, show_count
 READS = {"of": "model", "data": "corpus", "before": "model"}
 WRITES = "report"
 ALL_SEEDS = ("of",)
-VERSION = 1
+VERSION = 2
 
 Baseline = Literal["ngram", "xz", "unigram"]
 RIVALS: dict[str, tuple[Baseline, ...]] = {"ngram": ("ngram", "xz"), "unigram": ("unigram",)}

@@ -46,6 +46,20 @@ def markup(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> str:
     return f"{LEGEND}\n" + "".join(_styled(text, style) for style, text in joined if text)
 
 
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each token; a character that several share stands with the last of them."""
+    decoder, found = StreamDecoder(tokenizer), [""]
+    for token in ids:
+        if token in tokenizer.special_ids:
+            found[-1] += decoder.flush()
+            decoder = StreamDecoder(tokenizer)
+            found.append(_name(tokenizer, token))
+        else:
+            found.append(decoder.push(token))
+    found[-1] += decoder.flush()
+    return found[1:]
+
+
 def _runs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
     """Texts in order, each with its style."""
     decoder = StreamDecoder(tokenizer)
