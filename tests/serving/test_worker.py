@@ -8,13 +8,15 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 import groundup
+from groundup.nn import packed
 from groundup.serving import wire
 from groundup.serving.client import EngineFault, EngineGone, Token
 from groundup.serving.local import LocalClient
@@ -98,6 +100,29 @@ def test_logprobs_and_scores_are_the_models_own(make_model: Make, runs: Runs) ->
             assert all(token.alternatives[0][0] == token.id and len(token.alternatives) == 2 for token in tokens)
 
     runs(body())
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-4), ("bf16", 0.3)])
+def test_weights_that_are_laid_out_judge_a_text_alike(
+    make_model: Make, runs: Runs, monkeypatch: pytest.MonkeyPatch, precision: Literal["fp32", "bf16"], within: float
+) -> None:
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor does not multiply bf16")
+    path, request = str(make_model()), wire.Score("m", [5, 9, 11, 40, 8, 77, 12, 3, 60], from_position=1)
+    found: list[list[float]] = []
+
+    async def body() -> None:
+        async with LocalClient() as client:
+            await client.load("m", path, OPTIONS)
+            found.append(await client.score(request))
+            await client.unload("m")
+            monkeypatch.setattr(packed, "LEAST", 1)
+            monkeypatch.setattr(packed, "gain", lambda layer: 2.0)
+            await client.load("m", path, replace(OPTIONS, precision=precision))
+            found.append(await client.score(request))
+
+    runs(body())
+    assert found[0] == pytest.approx(found[1], abs=within) and found[0] != found[1], "it was laid out"
 
 
 def test_models_of_all_kinds_share_an_engine(

@@ -23,6 +23,8 @@ from groundup.config import Named
 from groundup.nn.dropout import dropout as dropped
 from groundup.nn.quantised import QUANTISED, Bits, frozen_product
 
+BEFORE = "digest_before"
+"""The attribute of a tensor that was rounded for use: the digest of what it was."""
 TRAINED = ("lora_A", "lora_B", "lora_magnitude_vector")
 """What an adapted layer trains; the last one in DoRA only."""
 
@@ -145,8 +147,13 @@ class Adaptation:
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 in hex of a tensor's values as fp32, so of the same values in whichever type."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    """SHA-256 in hex of a tensor's values as fp32, so of the same values in whichever type; of one that was rounded for
+    use, of what it was before."""
+    before: str | None = getattr(tensor, BEFORE, None)
+    if before is not None:
+        return before
+    plain = tensor.to_dense() if tensor.is_mkldnn else tensor
+    values = plain.detach().to("cpu", torch.float32).contiguous()
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundup.errors import UserError, nearest
+from groundup.nn.packed import linear
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ManyAdaptedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) to (…, O); the N tokens of a call are all leading axes together."""
-        out = F.linear(input, self.weight, self.bias)
+        out = linear(input, self.weight, self.bias)
         for name, tokens in self.route.tokens.items():
             change = self.changes.get(name)
             if change is not None:
@@ -78,7 +79,9 @@ class AdapterSet:
             raise UserError(f"an adapter named {name!r} is loaded already", fix="unload it first, or choose a name")
         for layer_name, change in changes.items():
             layer = self._layer(layer_name)
-            layer.changes[name] = LowRankChange(change.down.to(layer.weight), change.up.to(layer.weight))
+            # Beside weights that were laid out, all else is in fp32.
+            place = layer.weight.device, torch.float32 if layer.weight.is_mkldnn else layer.weight.dtype
+            layer.changes[name] = LowRankChange(change.down.to(*place), change.up.to(*place))
         self.names.add(name)
 
     def remove(self, name: str) -> None:

@@ -23,6 +23,7 @@ from groundup.checkpoints import hugging_face
 from groundup.checkpoints.peft import read_changes
 from groundup.errors import UserError
 from groundup.models._bridge_network import Bridged
+from groundup.nn import packed
 from groundup.nn.adapted import digest
 from groundup.nn.attention import Cached, Flat
 from groundup.nn.kv_cache import KeyValueCache
@@ -167,6 +168,10 @@ class TorchRuntime:
             return torch.cat(found)
         attend = Flat(contexts)
         return backbone(ids_T[None], attend, attend.positions_BT)[0]
+
+    def pack(self, precision: packed.Precision = "fp32") -> None:
+        """Lay the weights out for answering only, where that is faster: see `nn/packed.py`. Raises UserError."""
+        packed.pack(self.network, precision)
 
     def load_adapter(self, name: str, folder: Path) -> str:
         """Make an adapter in PEFT's layout available by a name; returns the digest of what it changes.

@@ -234,6 +234,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def engine_threads(replicas: int = 1) -> int:
+    """Compute threads of one engine of several, unless told: its share of all usable cores.
+
+    The front leaves them alone: of 24 s with 32 clients on two cores it took 0.7, and two threads gave 1.4 to 1.5
+    times the tokens of one, for models of 30 and of 134 million parameters.
+    """
+    return max(1, usable_cores() // replicas)
+
+
 def _bandwidth(threads: int) -> float:
     # Each thread reads memory of its own; the largest of many numbers costs no arithmetic to speak of.
     parts = [np.ones(PROBE_BYTES // 4 // threads + 1, np.float32) for _ in range(threads)]

@@ -86,6 +86,9 @@ class Options:
     max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
     """How long a row waits for others while the engine is busy with other things; an idle one starts at once."""
     device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` rounds the weights of linear layers, which makes answers faster on CPUs that multiply it, and a little
+    different."""
     public_key: str | None = None
     """The file of an Ed25519 public key: only what is signed with it is opened."""
 

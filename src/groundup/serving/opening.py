@@ -48,6 +48,7 @@ def open_model(
     runtime = torch_runtime.load(
         checked.folder, max_tokens=options.context, max_sequences=options.max_sequences, device=options.device
     )
+    runtime.pack(options.precision)
     facts = dataclasses.replace(facts, context=min(facts.context, runtime.max_tokens))
     if facts.kind != "generate":
         return Opened(name, facts, Batcher(_answerer(checked, facts, options, runtime, unpacker), _limits(options)))

@@ -90,7 +90,7 @@ def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
 def plan(service: Service, place: Place) -> list[str]:
     """What `groundup serve --plan` prints: memory and speed to expect. Raises as `examine`."""
     found = examine(service, place)
-    threads = service.settings.threads or max(1, fit.usable_cores() - 1)
+    threads = service.settings.threads or fit.engine_threads(service.settings.replicas)
     return fit.report(found, fit.measure(threads))
 
 
@@ -183,8 +183,8 @@ class _Server:
 
     @property
     def _threads(self) -> int:
-        """Each replica's share of the cores that the front leaves."""
-        return max(1, (fit.usable_cores() - 1) // self.service.settings.replicas)
+        """Compute threads of each replica."""
+        return fit.engine_threads(self.service.settings.replicas)
 
     def _forget(self, name: str) -> None:
         self.healths.pop(name, None)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -40,7 +40,7 @@ class ServiceSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes any free one."""
     threads: PositiveCount | None = None
-    """Compute threads of an engine; all cores but one unless given."""
+    """Compute threads of an engine; all usable cores, divided among replicas, unless given."""
     replicas: PositiveCount = 1
     """Engine processes, each with all models: for machines with many cores."""
     grace: Duration = 30.0
@@ -49,6 +49,9 @@ class ServiceSettings(Section):
     """The longest text, prompt and answer together; each model's own unless given."""
     cache: Bytes | None = None
     """Memory for running and remembered texts, of each model; a share of what is free unless given."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` rounds the weights of linear layers, which makes answers faster on CPUs that multiply it, and a little
+    different."""
     max_sequences: PositiveCount = 64
     """Texts that are generated at the same time at most."""
     max_queue: PositiveCount = 256
@@ -70,6 +73,7 @@ class ServiceSettings(Section):
             context=self.context,
             cache_bytes=self.cache,
             max_sequences=self.max_sequences,
+            precision=self.precision,
             max_waiting=self.max_queue,
             max_waiting_tokens=self.max_queue_tokens,
             public_key=str(public_key.absolute()) if public_key is not None else None,

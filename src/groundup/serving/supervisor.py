@@ -24,7 +24,7 @@ from typing import Literal
 
 from groundup.serving import logs
 from groundup.serving.client import EngineClient, EngineGone
-from groundup.serving.fit import usable_cores
+from groundup.serving.fit import engine_threads
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Watch:
     """How the engine process is started and watched."""
 
     threads: int | None = None
-    """Compute threads; all usable cores but one, which is the front's, unless given."""
+    """Compute threads; see `fit.engine_threads` unless given."""
     start_s: float = 180.0
     """How long a start may take, without models."""
     ping_every_s: float = 1.0
@@ -80,8 +80,7 @@ class Supervisor:
     @property
     def threads(self) -> int:
         """Compute threads of the engine."""
-        # Two compute threads fall up to ten-fold when a third takes a core: the front gets one of its own.
-        return self.watch.threads or max(1, usable_cores() - 1)
+        return self.watch.threads or engine_threads()
 
     async def start(self) -> None:
         """Start the engine process and the watch over it; what the client had loaded before is loaded again.
