@@ -209,7 +209,7 @@ def _found(
 ) -> dict[str, Any]:
     ours = turns[rivals[0].name]
     alike = {rival.name: _alike(ours, turns[rival.name]) for rival in rivals}
-    exact = [rival for rival in rivals if "F16" not in rival.name]
+    exact = [rival for rival in rivals if rival.is_exact]
     strayed = {one.name: f"{alike[one.name]:.0%} of the answers" for one in exact if alike[one.name] < ALIKE}
     return _circumstances(options) | {
         "model": {"name": model.name, "parameters": model.parameters, "what": model.what},

@@ -57,7 +57,11 @@ async def run(
         for place in places:
             if not connection.is_open:
                 connection = await Connection.open(server.url)
-            replies[place] = await connection.ask(requests[place])
+            reply = await connection.ask(requests[place])
+            if not reply.status:  # llama.cpp may close a connection after an answer, just when the next is asked
+                connection = await Connection.open(server.url)
+                reply = await connection.ask(requests[place])
+            replies[place] = reply
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))

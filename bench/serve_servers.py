@@ -147,6 +147,8 @@ class Rival(ABC):
     flags: tuple[str, ...] = ()
     threads: int | None = None
     """Compute threads, where this rival is asked with another number than the rest."""
+    is_exact: bool = True
+    """Whether it computes in fp32, and must give groundup's own answers."""
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -169,8 +171,6 @@ class Rival(ABC):
 @dataclass(frozen=True)
 class Groundup(Rival):
     """`groundup serve`, with keys and all its guards."""
-
-    is_exact: bool = True
 
     def missing(self) -> str | None:
         return _needs("fastapi", "uvicorn", "llguidance")
@@ -253,13 +253,14 @@ class Llama(Rival):
 
 RIVALS: tuple[Rival, ...] = (
     Groundup("groundup"),
+    Groundup("groundup, bf16", ("--set", "precision=bf16"), is_exact=False),
     Transformers("transformers serve"),
     # Of itself it takes 60 % of the machine's memory for its cache at once, whatever the load needs.
     Transformers(
         "transformers serve, continuous batching", ("--continuous-batching", "--cb-max-memory-percent", "0.1")
     ),
     Transformers("transformers serve, compiled", ("--compile",)),
-    Llama("llama.cpp F16"),
+    Llama("llama.cpp F16", is_exact=False),
 )
 
 
