@@ -44,7 +44,7 @@ def settled(width: int, extent: Extent = LONG) -> Choices:
 
 
 def test_a_second_seed_computes_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two precisions are nearly equally fast, and each measurement turns out differently."""
+    """Two precisions and two libraries are nearly equally fast, and each measurement turns out differently."""
     seconds = iter([1.2, 1.0, 1.0, 1.0, 1.0, 1.2, 1.0, 1.0])  # fp32 and bf16 in turn; then what a step takes
 
     def tried(*given: Any) -> float:
@@ -53,7 +53,11 @@ def test_a_second_seed_computes_as_the_first(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(arithmetics, "bf16_gain", lambda device: 2.0)
     monkeypatch.setattr(choosing, "try_step", tried)
     monkeypatch.setattr(choosing, "_gains", {})
-    assert settled(8).precision == settled(8).precision == "bf16"
+    libraries = iter([("onednn", "it was faster"), ("torch", "it was faster this time")])
+    monkeypatch.setattr(arithmetics, "faster_library", lambda: next(libraries))
+    monkeypatch.setattr(choosing, "_libraries", {})
+    first, second = settled(8), settled(8)
+    assert (first.precision, first.matmul) == (second.precision, second.matmul) == ("bf16", "onednn")
     assert settled(9).precision == "fp32", "another network is measured for itself"
 
 

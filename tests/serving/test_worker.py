@@ -122,7 +122,8 @@ def test_weights_that_are_laid_out_judge_a_text_alike(
             found.append(await client.score(request))
 
     runs(body())
-    assert found[0] == pytest.approx(found[1], abs=within) and found[0] != found[1], "it was laid out"
+    assert found[0] == pytest.approx(found[1], abs=within)
+    assert precision == "fp32" or found[0] != found[1], "it was rounded"
 
 
 def test_models_of_all_kinds_share_an_engine(

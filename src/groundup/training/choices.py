@@ -235,7 +235,9 @@ def _precision(
 
 
 _gains: dict[str, float] = {}
-"""What was measured in this process, so that the seeds of a stage are computed alike where the two are close."""
+_libraries: dict[int, tuple[Matmul, str]] = {}
+"""What was measured in this process, so that the seeds of a stage are computed alike where the two are close: how
+much faster bf16 is, and which library is faster, by the number of threads."""
 
 
 def _step_gain(choices: Choices, network: nn.Module, objective: Objective, one_row: Batch) -> float:
@@ -259,7 +261,9 @@ def _matmul(choices: Choices, settings: TrainingSection, run: Extent) -> tuple[M
         return settings.matmul, "asked for"
     if _rough_seconds(run, choices) < SHORT_S:
         return "torch", "the run is too short to measure for"
-    return arithmetics.faster_library()
+    if choices.threads not in _libraries:
+        _libraries[choices.threads] = arithmetics.faster_library()
+    return _libraries[choices.threads]
 
 
 def _micro_batches(
