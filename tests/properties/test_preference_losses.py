@@ -15,6 +15,7 @@ from groundup import catalog
 from groundup.data import layout
 from groundup.data.packing import IGNORED
 from groundup.nn import preference_losses as losses
+from groundup.nn import products
 from groundup.nn.network import create
 
 log_probs = st.floats(-30, -0.01)
@@ -137,3 +138,17 @@ def test_log_probabilities_of_sequences_are_the_textbook_s(is_flat: bool, chunk:
     theirs = torch.autograd.grad((torch.stack(wanted) * weights).sum(), list(network.parameters()))
     for first, second in zip(mine, theirs, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("library", products.libraries("cpu"))
+def test_scores_that_are_computed_again_are_multiplied_by_the_same_library(library: products.Matmul) -> None:
+    model = catalog.load("models", "gpt")
+    network = create(model, model.Config(**model.TINY), "language", seed=1).eval()
+    ids = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(3))
+    slopes = []
+    for chosen in ("torch", library):
+        with products.multiplying(chosen):
+            found, _ = losses.sequence_log_probs(network({"input_ids": ids}), ids, chunk=4)
+        slopes.append(torch.autograd.grad(found.sum(), list(network.parameters())))
+    for first, second in zip(*slopes, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)

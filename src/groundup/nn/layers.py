@@ -6,8 +6,6 @@ Axes: B rows, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,12 +107,8 @@ def run_layers(
         for layer in layers:
             hidden_BTD = layer(hidden_BTD, *inputs)
         return hidden_BTD
-    # The second computation happens outside the block that chose a library; a compiled one has it built in.
-    library = products.current()
-    plain = torch.compiler.is_compiling() or library == "torch"
-    options: dict[str, Any] = {} if plain else {"context_fn": lambda: (nullcontext(), products.multiplying(library))}
     for layer in layers:
-        hidden_BTD = checkpoint(layer, hidden_BTD, *inputs, use_reentrant=False, **options)
+        hidden_BTD = checkpoint(layer, hidden_BTD, *inputs, use_reentrant=False, **products.recomputed())
     return hidden_BTD
 
 

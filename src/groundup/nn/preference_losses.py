@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from groundup.nn import losses
+from groundup.nn import losses, products
 from groundup.nn.losses import IGNORED
 
 if TYPE_CHECKING:
@@ -108,8 +108,11 @@ def sequence_log_probs(outputs: Outputs, labels: Tensor, *, chunk: int | None = 
     index_M = (labels_N != IGNORED).nonzero().squeeze(1)
     weight_VD, bias_V = outputs.head.weight, outputs.head.bias
     rows = chunk or max(losses.CHUNK_ROWS, losses.CHUNK_SCORES // weight_VD.shape[0])
+    options = products.recomputed()
     pieces = [
-        checkpoint(_log_probs, features_ND[index_C], weight_VD, bias_V, labels_N[index_C], use_reentrant=False)
+        checkpoint(
+            _log_probs, features_ND[index_C], weight_VD, bias_V, labels_N[index_C], use_reentrant=False, **options
+        )
         for index_C in _chunks(index_M, rows)
     ]
     log_probs_M = torch.cat(pieces)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -48,6 +48,17 @@ def multiplying(library: Matmul) -> Iterator[None]:
 def current() -> Matmul:
     """The library of the block this is called in."""
     return "onednn" if _active else "torch"
+
+
+def recomputed() -> dict[str, Any]:
+    """Options of torch's `checkpoint`: what is computed again in the backward pass is multiplied as the first time.
+
+    The second computation happens outside the block that chose a library; a compiled one has it built in.
+    """
+    library = current()
+    if torch.compiler.is_compiling() or library == "torch":
+        return {}
+    return {"context_fn": lambda: (nullcontext(), multiplying(library))}
 
 
 def product(x_NI: Tensor, weight_OI: Tensor, library: Matmul) -> Tensor:
