@@ -105,7 +105,7 @@ def test_one_call_reads_each_row_with_its_own_adapter(base: Path, adapters: dict
         folder = adapters.get("one" if name == "one again" else name)  # type: ignore[arg-type]
         single = load_adapter(hugging_face.load(base), folder) if folder else hugging_face.load(base)
         ours = torch.stack(found[name])
-        torch.testing.assert_close(ours, logits_of(single, text)[: len(ours)], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, logits_of(single, text)[: len(ours)], atol=5e-5, rtol=1e-5)
         if folder:
             merged = catalog.load("adapters", "lora").merge(single)
             difference = ours - logits_of(merged, text)[: len(ours)]
