@@ -187,3 +187,8 @@ def test_none_of_the_front_brings_torch() -> None:
     lines = [f"import groundup.serving.{name}" for name in names]
     code = "; ".join(["import sys", *lines, "assert 'torch' not in sys.modules and 'pyarrow' not in sys.modules"])
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_engines_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "usable_cores", lambda: 8)
+    assert [fit.engine_threads(replicas) for replicas in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]

@@ -170,8 +170,15 @@ class TorchRuntime:
         return backbone(ids_T[None], attend, attend.positions_BT)[0]
 
     def pack(self, precision: packed.Precision = "fp32") -> None:
-        """Lay the weights out for answering only, where that is faster: see `nn/packed.py`. Raises UserError."""
-        packed.pack(self.network, precision)
+        """Lay the weights out for answering only, where that is faster: see `nn/packed.py`. Raises UserError.
+
+        Networks that transformers computes stay as they are: their code may read weights in ways of its own.
+        """
+        if not isinstance(self.network, Bridged):
+            packed.pack(self.network, precision)
+        elif precision != "fp32":
+            what = f"models of the family {self.network.config.name!r} are served in fp32"
+            raise UserError(what, where="precision", fix="leave it out, or serve a model of a family of our own")
 
     def load_adapter(self, name: str, folder: Path) -> str:
         """Make an adapter in PEFT's layout available by a name; returns the digest of what it changes.

@@ -9,7 +9,6 @@ are 0.55 to 0.8 of bandwidth divided by bytes read.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from groundup.data.workers import usable_cores
 from groundup.errors import UserError
 from groundup.serving.inputs import cost_of
 from groundup.serving.models import WIDTH, Facts, Options
@@ -227,11 +227,6 @@ def free_memory() -> int:
 def measure(threads: int) -> Machine:
     """The machine's free memory, bandwidth and arithmetic for so many threads; takes about half a second."""
     return Machine(free_memory(), _bandwidth(threads), _arithmetic() * min(1.0, threads / usable_cores()))
-
-
-def usable_cores() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def engine_threads(replicas: int = 1) -> int:
