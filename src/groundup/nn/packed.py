@@ -8,7 +8,8 @@ Llama-type model of 134 million parameters: 22 ms in the place of 34 for one tok
 
 What is laid out can be multiplied with and nothing else, so such a network neither trains nor is saved. Weights can
 be rounded to bf16 on the way, which halves what is read and, where the processor multiplies bf16, what is computed: 13
-and 24 ms for the same two. That is for who serves a model to decide, since it changes what the model says a little.
+and 24 ms for the same two, were the last layer rounded too. That is for who serves a model to decide, since it changes
+what the model says a little.
 
 Axes: N tokens of a call, I inputs, O outputs.
 """
@@ -92,8 +93,8 @@ def pack(network: nn.Module, precision: Precision = "fp32") -> int:
     """Lay out every linear layer of a network in place, if that makes it faster here; how many there were.
 
     In bf16 the weights of all layers but the last, which scores tokens, are rounded: its scores must tell apart what
-    is nearly as likely. Sums, and all that is no product with weights, stay in fp32. Otherwise nothing happens to a
-    network that is small, elsewhere than on a CPU, in another precision than fp32, or quantised.
+    is nearly as likely. Products are summed in fp32 and rounded once; all that is no product stays in fp32.
+    Otherwise nothing happens to a network that is small, elsewhere than on a CPU, in another precision, or quantised.
     Raises UserError for bf16 on a machine that has no products of it.
     """
     modules = dict(network.named_modules())
