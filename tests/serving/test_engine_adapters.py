@@ -228,6 +228,9 @@ def test_families_that_transformers_computes_take_no_adapters_but_can_be_served(
     runtime = TorchRuntime(hugging_face.load(tmp_path / "theirs"), smallest_row=32)
     with pytest.raises(UserError, match="no adapters"):
         runtime.load_adapter("one", adapters["one"])
+    with pytest.raises(UserError, match="served in fp32"):
+        runtime.pack("bf16")
+    runtime.pack()
     engine = Engine(runtime, cache_bytes=512 * runtime.token_bytes)
     for number in range(3):
         engine.add(Request(id=number, ids=tuple(range(40 + number)), sampling=LONG))
