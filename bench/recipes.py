@@ -18,7 +18,7 @@ from typing import Any
 
 from groundup import config
 from groundup.artifact import Artifact, digest_data
-from groundup.data.workers import usable_cores
+from groundup.machine import usable_cores
 from groundup.recipe import Recipe, load
 from groundup.runner import run
 from groundup.units import show_count, show_seconds

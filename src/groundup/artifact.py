@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from groundup.errors import ArtifactError, StageFailed, UserError
+from groundup.machine import usable_cores
 from groundup.progress import Reporter
 
 FORMAT = 1
@@ -351,7 +352,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "packages": packages,
     }
 

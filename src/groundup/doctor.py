@@ -17,6 +17,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from groundup.machine import free_memory, usable_cores
 from groundup.units import show_bytes
 
 EXTRAS = {
@@ -94,7 +95,7 @@ def _cpu_flags() -> set[str]:
 
 def _threads() -> Finding:
     torch = importlib.import_module("torch")
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = usable_cores()
     threads = torch.get_num_threads()
     found = f"{threads} for {allowed} usable cores"
     if threads > allowed:
@@ -109,9 +110,9 @@ def _threads() -> Finding:
 def _memory() -> Finding:
     import psutil
 
-    memory = psutil.virtual_memory()
-    found = f"{show_bytes(memory.available)} free of {show_bytes(memory.total)}"
-    if memory.available < LEAST_MEMORY:
+    free = free_memory()
+    found = f"{show_bytes(free)} free of {show_bytes(psutil.virtual_memory().total)}"
+    if free < LEAST_MEMORY:
         return Finding("memory", "limited", found, "close other programs, or choose a smaller model")
     return Finding("memory", "good", found)
 

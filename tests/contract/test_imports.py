@@ -28,7 +28,7 @@ pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "groundup"
 
-BASE = {"artifact", "catalog", "config", "errors", "forecast", "places", "progress", "signing", "units"}
+BASE = {"artifact", "catalog", "config", "errors", "forecast", "machine", "places", "progress", "signing", "units"}
 NOUNS = {
     "adapters", "checkpoints", "compression", "evaluation", "models", "monitoring", "runtimes", "serving", "tasks",
     "training",
@@ -42,11 +42,12 @@ FRONT = {file.stem for file in PACKAGE.glob("*.py")} - BASE - {"__init__", "__ma
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
+    "machine": set(),
     "places": {"errors"},
     "progress": {"errors", "units"},
     "catalog": {"errors"},
     "config": {"catalog", "errors", "units"},
-    "artifact": {"errors", "progress", "units"},
+    "artifact": {"errors", "machine", "progress", "units"},
     "signing": {"artifact", "errors"},
     "forecast": BASE,
     "nn": BASE,

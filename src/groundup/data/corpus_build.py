@@ -30,8 +30,9 @@ from groundup.data.source_media import check_labels
 from groundup.data.source_rows import read_rows
 from groundup.data.sources import DIGESTED, Source
 from groundup.data.splits import Split
-from groundup.data.workers import ordered_map, usable_cores
+from groundup.data.workers import ordered_map
 from groundup.errors import Interrupted
+from groundup.machine import usable_cores
 from groundup.progress import Reporter, interrupt_requested
 from groundup.text.contamination import index_of
 

@@ -28,11 +28,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def usable_cores() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def ordered_map(function: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[R]:
     """`function(item)` for every item, in order, computed by `processes` processes.
 

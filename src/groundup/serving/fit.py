@@ -13,13 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import psutil
 
-from groundup.data.workers import usable_cores
 from groundup.errors import UserError
+from groundup.machine import free_memory, usable_cores
 from groundup.serving.inputs import cost_of
 from groundup.serving.models import WIDTH, Facts, Options
 from groundup.units import show_bytes, show_count
@@ -38,15 +36,6 @@ MAPS = 64
 """Numbers that a layer and its neighbours hold for each number of an array that is read: an image becomes maps."""
 PROBE_BYTES = 64 << 20
 """Read in one go to measure bandwidth: more than a core's share of any cache."""
-GROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.stat")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.stat"),
-    ),
-)
-"""Where Linux says what a container may use, and uses (version 2 and 1)."""
 
 
 @dataclass(frozen=True)
@@ -206,22 +195,6 @@ def _workspace(facts: Facts, options: Options) -> int:
 
 
 # ---------------------------------------------------------------------------------------- the machine
-
-
-def free_memory() -> int:
-    """Bytes that this process and its children may still take: of the machine, and of the container it is in."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used, stat in GROUPS:
-        try:
-            most = int(limit.read_text())
-            taken = int(used.read_text())
-            # The page cache counts as used, but gives way.
-            rows = dict(line.split() for line in stat.read_text().splitlines())
-            taken -= int(rows.get("inactive_file", 0)) + int(rows.get("active_file", 0))
-        except (OSError, ValueError):
-            continue
-        free = min(free, most - taken)
-    return max(0, free)
 
 
 def measure(threads: int) -> Machine:

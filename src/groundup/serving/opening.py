@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from groundup.errors import UserError
 from groundup.evaluation import answering
+from groundup.machine import free_memory
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
 from groundup.serving import fit, models
@@ -44,7 +45,7 @@ def open_model(
     checked = models.check(path, public_key=options.public_key)
     facts = models.facts_of(checked)
     # The engine process is there already: its own size is no longer to be found.
-    room = fit.require({name: (facts, options)}, fit.free_memory() + fit.PROCESS - promised_bytes)[name]
+    room = fit.require({name: (facts, options)}, free_memory() + fit.PROCESS - promised_bytes)[name]
     runtime = torch_runtime.load(
         checked.folder, max_tokens=options.context, max_sequences=options.max_sequences, device=options.device
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.errors import MissingExtra, UserError, nearest
+from groundup.machine import free_memory
 from groundup.serving import fit, logs, models, tls
 from groundup.serving.canary_client import CanaryClient, CanaryHeader, resumed
 from groundup.serving.client import Client, EngineClient, EngineFault
@@ -84,7 +85,7 @@ def examine(service: Service, place: Place) -> dict[str, tuple[Facts, Options]]:
             raise UserError(what, where="--canary", fix=nearest(name, service.models))
     paths = {**service.models, **{candidate_of(name): path for name, path in place.candidates.items()}}
     found = {name: (models.describe(path, public_key=public_key, full=False), options) for name, path in paths.items()}
-    return fit.settled(found, fit.free_memory() // service.settings.replicas)
+    return fit.settled(found, free_memory() // service.settings.replicas)
 
 
 def plan(service: Service, place: Place) -> list[str]:

@@ -18,7 +18,6 @@ from groundup.config import Named
 from groundup.data.corpus import Corpus
 from groundup.data.packing import IGNORED
 from groundup.data.shards import open_or_build
-from groundup.data.workers import usable_cores
 from groundup.errors import DataError
 from groundup.evaluation import (
     answering,
@@ -37,6 +36,7 @@ from groundup.evaluation import (
 )
 from groundup.evaluation.labelled import Labelled, System
 from groundup.evaluation.metrics import detection
+from groundup.machine import usable_cores
 from groundup.runtimes import torch as torch_runtime
 from groundup.runtimes.torch import TorchRuntime
 from groundup.stages._training import tokenizer_digest

@@ -18,11 +18,11 @@ from groundup.data import sample as sampling
 from groundup.data.corpus import Corpus
 from groundup.data.packing import IGNORED
 from groundup.data.shards import Shards, open_or_build
-from groundup.data.workers import usable_cores
 from groundup.errors import DataError
 from groundup.evaluation import answering
 from groundup.evaluation.metrics import calibration, detection
 from groundup.forecast import Forecast, Known
+from groundup.machine import usable_cores
 from groundup.nn import token_tables
 from groundup.nn.network import Network
 from groundup.stages._training import describe_choices, fit, licence_warnings, note

@@ -20,12 +20,12 @@ from groundup.artifact import Artifact, Draft, Input
 from groundup.config import Mistake, StageSection
 from groundup.data.corpus import Corpus
 from groundup.data.shards import Shards, open_or_build
-from groundup.data.workers import usable_cores
 from groundup.errors import ArtifactError, DataError
 from groundup.evaluation import baselines, collecting, report, scoring, texts, words
 from groundup.evaluation.baselines import Rival
 from groundup.evaluation.collecting import Subject
 from groundup.forecast import Forecast, Known
+from groundup.machine import usable_cores
 from groundup.runtimes import torch as torch_runtime
 from groundup.serving import samples
 from groundup.serving.start import beginning

@@ -15,9 +15,9 @@ from groundup.config import Mistake, Named
 from groundup.data import sample as sampling
 from groundup.data.corpus import Corpus
 from groundup.data.shards import Shards, open_or_build
-from groundup.data.workers import usable_cores
 from groundup.errors import DataError
 from groundup.forecast import Forecast, Known
+from groundup.machine import usable_cores
 from groundup.stages._training import describe_choices, fit, licence_warnings, model_facts, note
 from groundup.text.tokenizers import Tokenizer
 from groundup.training import card, outlook

@@ -13,6 +13,7 @@ from pydantic import Field
 from groundup.artifact import Draft, Input
 from groundup.config import Mistake, StageSection, dump
 from groundup.forecast import Forecast, Known
+from groundup.machine import free_memory
 from groundup.serving import fit, models
 from groundup.serving.service import FILE, KIND, ServiceSettings
 from groundup.units import show_bytes, show_count
@@ -61,7 +62,7 @@ def forecast(config: Config, inputs: dict[str, Known], effort: str) -> Forecast:
     if model is None:
         return found
     facts = models.describe(model.path)
-    needed = fit.need(facts, config.options(), room=fit.free_memory())
+    needed = fit.need(facts, config.options(), room=free_memory())
     found.lines.append(("serves", f"{facts.task}, {show_count(facts.parameters)} parameters"))
     found.lines.append(("memory", f"{show_bytes(needed.total + fit.PROCESS)} when it runs"))
     return found

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import psutil
 import torch
 
 from groundup.errors import RecipeError
+from groundup.machine import free_memory
 from groundup.nn import products
 
 DeviceName = Literal["cpu", "cuda", "mps"]
@@ -119,7 +119,7 @@ def free_bytes(device: str) -> int:
     """Memory that a run could still take."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return free_memory()
 
 
 def synchronize(device: str) -> None:

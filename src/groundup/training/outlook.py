@@ -15,9 +15,9 @@ from groundup import catalog, units
 from groundup.config import Mistake
 from groundup.data.sample import Documents
 from groundup.data.shards import SMALL_BYTES
-from groundup.data.workers import usable_cores
 from groundup.errors import GroundupError
 from groundup.forecast import Forecast, Known
+from groundup.machine import usable_cores
 from groundup.nn.network import Network
 from groundup.training import device as machine
 from groundup.training import log as logs
