@@ -6,15 +6,12 @@ and T tokens of a call, N all its tokens' heads end to end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-ALIGNED = 64
-"""Bytes that memory begins at a multiple of, as torch's own does: kernels read it faster."""
+from groundup.nn.growing import GrowingRows
 
 
 class KeyValueCache:
@@ -33,10 +30,13 @@ class KeyValueCache:
         head_dim: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        reserve: int = 0,
     ) -> None:
+        """`reserve` is how many rows it may come to have without being copied."""
         shape = (n_layers, rows, n_kv_heads, slots, head_dim)
-        self.keys_LRGSK = _zeros(shape, dtype, torch.device(device))
-        self.values_LRGSK = _zeros(shape, dtype, torch.device(device))
+        self._keys = GrowingRows(shape, dtype, torch.device(device), reserve=reserve)
+        self._values = GrowingRows(shape, dtype, torch.device(device), reserve=reserve)
+        self.keys_LRGSK, self.values_LRGSK = self._keys.tensor, self._values.tensor
 
     @property
     def rows(self) -> int:
@@ -129,19 +129,6 @@ class KeyValueCache:
 
     def resize(self, rows: int) -> None:
         """Have so many rows: new ones at the end are empty, lost ones are those at the end."""
-        kept = min(rows, self.rows)
-        for name in ("keys_LRGSK", "values_LRGSK"):  # one after the other: the old and the new are both in memory
-            old = getattr(self, name)
-            new = _zeros((old.shape[0], rows, *old.shape[2:]), old.dtype, old.device)
-            new[:, :kept] = old[:, :kept]
-            setattr(self, name, new)
-
-
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. On a CPU the system gives their memory when it is first written: rows that nobody has cost no time."""
-    if device.type != "cpu" or not math.prod(shape):
-        return torch.zeros(*shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    given = torch.from_numpy(np.zeros(size + ALIGNED, np.uint8))
-    first = -given.data_ptr() % ALIGNED
-    return given[first : first + size].view(dtype).view(*shape)
+        for part in (self._keys, self._values):  # one after the other: the old and the new may both be in memory
+            part.resize(rows)
+        self.keys_LRGSK, self.values_LRGSK = self._keys.tensor, self._values.tensor

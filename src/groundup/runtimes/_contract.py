@@ -115,8 +115,11 @@ class ServingRuntime(Runtime, Protocol):
     def token_bytes(self) -> int:
         """Memory that one token takes in a cache."""
 
-    def new_rows(self, *, block: int) -> RowCache:
-        """An empty cache for sequences that come and go, its rows whole blocks of so many tokens."""
+    def new_rows(self, *, block: int, most_tokens: int = 0) -> RowCache:
+        """An empty cache for sequences that come and go, its rows whole blocks of so many tokens.
+
+        It will be asked for `most_tokens` in all, if that is said.
+        """
 
     def step(
         self,

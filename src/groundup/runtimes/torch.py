@@ -97,16 +97,20 @@ class TorchRuntime:
         """An empty cache for `sequences` sequences of at most `tokens` tokens (the runtime's own limits)."""
         return self._cache(sequences or self.max_sequences, min(tokens or self.max_tokens, self.max_tokens))
 
-    def new_rows(self, *, block: int) -> RowPool:
-        """An empty cache for sequences that come and go, its rows whole blocks of so many tokens."""
-        return RowPool(lambda slots: self._cache(0, slots), row_lengths(self.max_tokens, block, self.smallest_row))
+    def new_rows(self, *, block: int, most_tokens: int = 0) -> RowPool:
+        """An empty cache for sequences that come and go, its rows whole blocks of so many tokens.
+
+        Up to `most_tokens` in all it grows without being copied, where the system allows.
+        """
+        lengths = row_lengths(self.max_tokens, block, self.smallest_row)
+        return RowPool(lambda slots: self._cache(0, slots, reserve=most_tokens // slots), lengths)
 
     @cached_property
     def token_bytes(self) -> int:
         """Memory that one token takes in a cache."""
         return self._cache(1, 1).bytes
 
-    def _cache(self, rows: int, slots: int) -> KeyValueCache:
+    def _cache(self, rows: int, slots: int, *, reserve: int = 0) -> KeyValueCache:
         config: Any = self.network.config
         return KeyValueCache(
             n_layers=config.n_layers,
@@ -116,6 +120,7 @@ class TorchRuntime:
             head_dim=getattr(config, "head_dim", config.d_model // config.n_heads),
             dtype=self.dtype,
             device=self.device,
+            reserve=reserve,
         )
 
     @torch.inference_mode()

@@ -66,9 +66,10 @@ class Engine:
         self.runtime, self.digest, self.grammars, self.clock = runtime, digest, grammars, clock
         self.limits = limits or Limits()
         self.shares_across_keys = shares_across_keys
-        rows = runtime.new_rows(block=BLOCK)
+        most_tokens = cache_bytes // runtime.token_bytes
+        rows = runtime.new_rows(block=BLOCK, most_tokens=most_tokens)
         shares = shares_prefixes and runtime.capabilities.shares_prefixes
-        self.cache = CacheManager(rows, blocks=cache_bytes // (BLOCK * runtime.token_bytes), shares=shares)
+        self.cache = CacheManager(rows, blocks=most_tokens // BLOCK, shares=shares)
         if not self.cache.fits(1, 1):
             least = rows.row_length(1) * runtime.token_bytes
             fix = f"give it {least} at least; {runtime.token_bytes} bytes hold one token"
