@@ -15,7 +15,7 @@ from groundup.config import parse
 from groundup.data.audio import to_wav
 from groundup.stages import prepare
 
-STEPS = 200
+STEPS = 120
 """Many more than those at which a run is stopped: a step of a small network takes a millisecond or two."""
 
 
