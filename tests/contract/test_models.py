@@ -229,7 +229,8 @@ def test_parameters_and_flops_are_those_of_the_built_model(name: str, changes: d
     # torch's counter does not know the fused attention of CPUs, but the matrix products of the plain one.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         assert network(batch).logits.shape == (2, 16, network.config.vocab_size)
-    assert counter.get_total_flops() == 2 * 16 * model.flops_per_token(network.config, 16)
+    tokens = 16 * (1 + ("decoder_input_ids" in batch))  # of an example: of the source and of the target
+    assert counter.get_total_flops() == 2 * tokens * model.flops_per_token(network.config, tokens)
 
 
 @pytest.mark.parametrize(("name", "changes"), OTHER_VARIANTS)

@@ -340,13 +340,13 @@ def parameters(config: Config) -> int:
 
 
 def flops_per_token(config: Config, context: int) -> float:
-    """Floating-point operations of the forward pass per source token and target token together, for sources and
-    targets of `context` tokens each.
+    """Floating-point operations of the forward pass per token of examples of `context` tokens: half of them are the
+    source's, which the encoder reads, and half the target's, which the decoder writes.
 
     Matrix products only, a multiply-add counts two. Attention counts whole squares, as torch's own counter does.
     """
     d_model = config.d_model
-    attention = 8 * d_model * d_model + 4 * context * d_model
+    attention = 8 * d_model * d_model + 4 * (context / 2) * d_model
     block = attention + 4 * d_model * config.d_ff
     blocks = config.n_layers * block + config.decoder_layers * (block + attention)
-    return float(blocks + 2 * config.vocabulary * d_model)
+    return float(blocks + 2 * config.vocabulary * d_model) / 2
