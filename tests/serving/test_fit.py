@@ -46,6 +46,8 @@ def test_facts_agree_with_the_network(task: str, kind: str, columns: dict[str, s
     assert (facts.kind, facts.task, facts.columns) == (kind, task, columns)
     parameters = sum(parameter.numel() for parameter in runtime.network.parameters())
     assert facts.parameters == pytest.approx(parameters, rel=0.01), "a published file may hold constants too"
+    head = facts.vocab_size * facts.width * models.WIDTH if kind == "generate" else 0
+    assert facts.head_bytes == head
     assert facts.vocab_size == runtime.vocab_size and facts.context <= runtime.context
     assert facts.chats == (task == "chat")
     assert facts.token_bytes == (runtime.token_bytes if kind == "generate" else 0)
@@ -172,6 +174,8 @@ def test_speed_follows_from_bandwidth_and_arithmetic() -> None:
     assert rate.alone == pytest.approx(0.65 * 40e9 / (3.8e9 + 2048 * 131_072), rel=1e-6)
     assert rate.alone < rate.together < 8 * rate.alone
     assert rate.prompt == pytest.approx(0.6 * 400e9 / 1.9e9, rel=1e-6)
+    rounded = fit.speed(dataclasses.replace(LLAMA, head_bytes=200_000_000), Options(precision="bf16"), machine, 8)
+    assert rounded.alone == pytest.approx(0.65 * 40e9 / (2.0e9 + 2048 * 131_072), rel=1e-6), "all but the head is half"
     lines = fit.report({"m": (LLAMA, Options())}, machine)
     assert any("tokens/s" in line for line in lines) and any("cache" in line for line in lines)
 

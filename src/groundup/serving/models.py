@@ -56,6 +56,7 @@ _DIGITS = 8
 """Bytes of the length at the head of a safetensors file."""
 _MOST_HEADER = 100 << 20
 _POSITIONS = ("wpe.weight", "position_embeddings.weight", "embed_positions.weight", "token_type_embeddings.weight")
+HEAD = "lm_head.weight"
 _TOKENS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
 """Endings of the names of tables."""
 
@@ -134,6 +135,8 @@ class Facts:
     """Of the keys and values of one token in the cache; 0 for models without one."""
     chats: bool
     """Whether its tokenizer has a chat template."""
+    head_bytes: int = 0
+    """Of `read_bytes`, those of the layer that scores tokens."""
     width: int = 0
     """Of its hidden states, where the config says so."""
     labels: tuple[str, ...] = ()
@@ -259,6 +262,7 @@ def facts_of(checked: Checked) -> Facts:
         parameters=sum(sizes.values()),
         weight_bytes=WIDTH * sum(sizes.values()),
         read_bytes=WIDTH * _read(sizes),
+        head_bytes=WIDTH * _head(sizes) if kind == "generate" else 0,
         token_bytes=_token_bytes(given) if kind == "generate" else 0,
         chats=kind == "generate" and read_templates(folder, settings) is not None,
         width=_first(given, *_WIDTHS),
@@ -343,9 +347,18 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _read(sizes: Mapping[str, int]) -> int:
     """Entries that one token reads. A table of tokens that is also the head, tied to it, is read whole."""
-    is_tied = not any(name.endswith("lm_head.weight") for name in sizes)
-    tables = _POSITIONS if is_tied else (*_POSITIONS, *_TOKENS)
+    tables = _POSITIONS if _is_tied(sizes) else (*_POSITIONS, *_TOKENS)
     return sum(size for name, size in sizes.items() if not name.endswith(tables))
+
+
+def _head(sizes: Mapping[str, int]) -> int:
+    """Entries of the layer that scores tokens."""
+    names = _TOKENS if _is_tied(sizes) else (HEAD,)
+    return sum(size for name, size in sizes.items() if name.endswith(names))
+
+
+def _is_tied(sizes: Mapping[str, int]) -> bool:
+    return not any(name.endswith(HEAD) for name in sizes)
 
 
 def _json(path: Path) -> dict[str, Any]:
