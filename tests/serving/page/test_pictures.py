@@ -1,7 +1,8 @@
 """The pictures of the documentation.
 
 `SCREENSHOTS=docs/images pytest tests/serving/page/test_pictures.py` writes them anew;
-`SCREENSHOT_MODELS='{"name": "path", …}'` names the models they show.
+`SCREENSHOT_MODELS='{"name": "path", …}'` names the models they show, and `SCREENSHOT_FILES='{"name": "file", …}'` the
+pictures and recordings that some of them are given.
 """
 
 from __future__ import annotations
@@ -111,6 +112,14 @@ def test_pictures_of_the_documentation(
         page.keyboard.press("Escape")
         page.wait_for_timeout(2500)
 
+    def choose(file: str) -> Callable[[Any], None]:
+        def act(page: Any) -> None:
+            page.get_by_label(re.compile("Choose a (picture|recording)")).set_input_files(file)
+            page.locator(".verdict").wait_for()
+            page.wait_for_timeout(1500)
+
+        return act
+
     folder.mkdir(parents=True, exist_ok=True)
     small = {"size": (360, 780), "color_scheme": "dark", "locale": "zh-CN"}
     first = f"#/model/{chats[0]}" if chats else ""
@@ -121,6 +130,8 @@ def test_pictures_of_the_documentation(
         take("playground-drawing", f"#/model/{of_task['image_classification']}", draw)
     if "next_item" in of_task:
         take("playground-picking", f"#/model/{of_task['next_item']}", pick)
+    for name, file in json.loads(os.environ.get("SCREENSHOT_FILES", "{}")).items():
+        take(f"playground-{name}", f"#/model/{name}", choose(file))
     if not chats:
         return
     take("playground-chat", first, look_at_a_token)
