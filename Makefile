@@ -41,7 +41,7 @@ demo: $(VENV)/.core ## train and evaluate a language model on Python's own sourc
 	$(BIN)/groundup generate runs/quickstart/base "def read_" --seed 7
 
 test: static ## every test, after the checks of style and types
-	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal
+	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal --durations=20 --durations-min=15
 
 check: static ## style, types and the quick tests: under a minute
 	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal -m smoke $$(grep -rlw smoke tests --include='test_*.py')
