@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -44,3 +46,22 @@ def test_reserved_rows_take_no_memory_until_they_are_written_and_none_after_they
     rows.resize(64)
     assert rows.tensor.data_ptr() == first, "nothing was copied"
     assert rows.tensor[:, 0].all() and not rows.tensor[:, 1:].any()
+
+
+LIMITED = """
+import psutil, resource, torch
+from groundup.nn.growing import GrowingRows
+most = psutil.Process().memory_info().vms + (256 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+rows = GrowingRows((1, 0, 1 << 20), torch.uint8, torch.device("cpu"), reserve=4096)
+rows.resize(2)
+rows.tensor.fill_(7)
+rows.resize(3)
+assert rows.tensor[:, :2].eq(7).all() and not rows.tensor[:, 2:].any()
+"""
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="growing is copying elsewhere")
+def test_where_addresses_are_counted_growing_is_copying() -> None:
+    found = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr

@@ -23,7 +23,7 @@ ON_LINUX = sys.platform == "linux"
 class GrowingRows:
     """Zeros (L, R, …) of which R changes. What is written stays; rows that come are zero, also those that were there.
 
-    `reserve` is how many rows it may come to have without being copied.
+    `reserve` is how many rows it may come to have without being copied, where the system gives so many addresses.
     """
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, reserve: int = 0) -> None:
@@ -31,7 +31,10 @@ class GrowingRows:
         self._rows = shape[1]
         self._memory: mmap.mmap | None = None
         capacity = max(self._rows, reserve) if self._is_lazy else self._rows
-        self._whole = self._zeros([shape[0], capacity, *shape[2:]], dtype, device)
+        try:
+            self._whole = self._zeros([shape[0], capacity, *shape[2:]], dtype, device)
+        except OSError:  # addresses count as memory here: a limit of the process, or strict accounting
+            self._whole = self._zeros(shape, dtype, device)
 
     @property
     def tensor(self) -> Tensor:
