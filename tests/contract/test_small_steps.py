@@ -12,8 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from groundup import console as screen
-from groundup.training import device as machine
-from groundup.training import guard
+from groundup.training import devices, guard
 from groundup.training import log as logs
 from groundup.training.learner import total_norm
 from groundup.training.optimizers import OPTIMIZERS, Weights, load_state, set_lr, state_of
@@ -65,7 +64,7 @@ def test_the_norm_of_all_gradients_is_torchs() -> None:
 
 
 def test_a_seed_for_the_cpu_is_torchs() -> None:
-    machine.seed(12345, "cpu")
+    devices.seed(12345, "cpu")
     found = torch.rand(3)
     torch.manual_seed(12345)
     assert torch.equal(found, torch.rand(3))

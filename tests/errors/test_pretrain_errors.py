@@ -19,9 +19,8 @@ from groundup.errors import GroundupError, RecipeError, StageFailed
 from groundup.forecast import Known
 from groundup.progress import Reporter
 from groundup.stages import pretrain
-from groundup.training import checkpoint
+from groundup.training import checkpoint, devices
 from groundup.training import choices as choosing
-from groundup.training import device as machine
 from groundup.training.choices import Choices
 
 TEXTS = ["the quick brown fox jumps over the lazy dog, and then it rests. " * 6] * 12
@@ -96,12 +95,12 @@ def test_sizes_that_do_not_fit_are_found_before_training(
 
 
 def test_a_device_that_is_not_here_is_a_mistake() -> None:
-    missing = next(name for name in ("cuda", "mps") if name not in machine.available())
+    missing = next(name for name in ("cuda", "mps") if name not in devices.available())
     (found,) = pretrain.check(config(device=missing), known())
     assert found.path == ("device",)
     assert "cpu" in found.fix
     with pytest.raises(RecipeError, match="not available"):
-        machine.pick(missing)
+        devices.pick(missing)
 
 
 def test_a_model_without_the_head_of_the_task_is_refused() -> None:
@@ -146,12 +145,12 @@ def test_a_measured_forecast_knows_time_memory_and_choices() -> None:
 
 
 def choices(**changed: Any) -> Choices:
-    here = machine.describe("cpu")
+    here = devices.describe("cpu")
     return dataclasses.replace(Choices("cpu", here, torch.get_num_threads(), deterministic=True), **changed)
 
 
 def test_a_run_whose_device_is_gone_is_not_resumed_as_something_else(tmp_path: Path) -> None:
-    missing = next(name for name in ("cuda", "mps") if name not in machine.available())
+    missing = next(name for name in ("cuda", "mps") if name not in devices.available())
     choosing.keep(tmp_path, choices(device=missing, device_words=f"{missing} (a fast one)"))
     with pytest.raises(StageFailed, match="cannot be resumed exactly") as caught:
         choosing.recall(tmp_path, Reporter())

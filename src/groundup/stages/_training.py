@@ -11,7 +11,7 @@ from groundup.artifact import Artifact, Draft, digest_file
 from groundup.data import licences
 from groundup.forecast import Known
 from groundup.training import choices as choosing
-from groundup.training import device as machine
+from groundup.training import devices
 from groundup.training import log as logs
 from groundup.training.assembly import Assembly
 from groundup.training.choices import Choices
@@ -80,7 +80,7 @@ def note(out: Draft, assembly: Assembly, result: Result) -> dict[str, Any]:
     out.metrics["headline"] = f"{measured} after {show_count(out.tokens)} {assembly.unit}"
     out.choices |= result.choices.shown() | assembly.task.choices
     exact = not choosing.differences(result.choices)
-    out.determinism = machine.level(result.choices.deterministic and exact, result.choices.device)
+    out.determinism = devices.level(result.choices.deterministic and exact, result.choices.device)
     if result.troubles:
         out.write_json("log/troubles.json", result.troubles)
     epochs = result.steps * assembly.batch_rows / len(assembly.rows)

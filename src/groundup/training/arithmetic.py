@@ -16,7 +16,7 @@ import torch
 
 from groundup.nn import products
 from groundup.nn.products import Matmul
-from groundup.training.device import gemm_rate
+from groundup.training.devices import gemm_rate
 
 Precision = Literal["fp32", "bf16"]
 

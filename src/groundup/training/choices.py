@@ -27,8 +27,7 @@ from groundup.nn import products
 from groundup.nn.products import Matmul
 from groundup.progress import Reporter
 from groundup.training import arithmetic as arithmetics
-from groundup.training import checkpoint
-from groundup.training import device as machine
+from groundup.training import checkpoint, devices
 from groundup.training import objective as objectives
 from groundup.training.arithmetic import Arithmetic, Precision
 from groundup.training.objective import Batch, Objective
@@ -88,13 +87,13 @@ class Extent:
 
 def begin(settings: TrainingSection) -> Choices:
     """Device, threads and determinism, settled and switched on."""
-    device = machine.pick(settings.device)
+    device = devices.pick(settings.device)
     deterministic = settings.deterministic and device != "mps"
-    machine.reserve_workspace(deterministic, device)
+    devices.reserve_workspace(deterministic, device)
     return Choices(
         device=device,
-        device_words=machine.describe(device),
-        threads=machine.use_threads(settings.threads),
+        device_words=devices.describe(device),
+        threads=devices.use_threads(settings.threads),
         deterministic=deterministic,
     )
 
@@ -133,8 +132,8 @@ def recall(folder: Path, reporter: Reporter) -> Choices | None:
     choices = _read(folder, reporter)
     if choices is None:
         return None
-    if choices.device not in machine.available():
-        here = ", ".join(machine.available())
+    if choices.device not in devices.available():
+        here = ", ".join(devices.available())
         raise StageFailed(
             f"the run began on {choices.device_words}, and this machine has only {here}: it cannot be resumed exactly",
             where=str(folder),
@@ -146,8 +145,8 @@ def recall(folder: Path, reporter: Reporter) -> Choices | None:
             where=str(folder),
             fix="go on where it began, or start anew with --fresh",
         )
-    machine.reserve_workspace(choices.deterministic, choices.device)
-    machine.use_threads(choices.threads)
+    devices.reserve_workspace(choices.deterministic, choices.device)
+    devices.use_threads(choices.threads)
     for what, then, now in differences(choices):
         reporter.note(f"the run began with {what} {then}, this is {now}: the result may differ in its last bits")
     return choices
@@ -166,7 +165,7 @@ def differences(choices: Choices) -> list[tuple[str, str, str]]:
     """What differs between then and now and may change the last bits: (what, then, now)."""
     pairs = [
         ("torch", choices.torch, torch.__version__),
-        ("device", choices.device_words, machine.describe(choices.device)),
+        ("device", choices.device_words, devices.describe(choices.device)),
     ]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
@@ -200,7 +199,7 @@ def try_step(network: nn.Module, objective: Objective, batch: Batch, arithmetic:
         start = time.perf_counter()
         loss, _ = run(objectives.to_device(batch, device), share)
         torch.autograd.backward(loss)
-        machine.synchronize(device)
+        devices.synchronize(device)
         best = min(best, time.perf_counter() - start)
         network.zero_grad(set_to_none=True)
     gc.collect()
@@ -275,7 +274,7 @@ def _micro_batches(
     if rows == 1:
         return 1, "one row is the whole batch"
     each = max(1, row_bytes())
-    fit = max(1, int(MEMORY_SHARE * machine.free_bytes(choices.device) / each))
+    fit = max(1, int(MEMORY_SHARE * devices.free_bytes(choices.device) / each))
     # A divisor keeps all micro-batches of one shape, which compiled code and allocators like.
     count = next(m for m in range(1, rows + 1) if rows % m == 0 and rows // m <= fit)
     return count, f"a row keeps {each / 2**20:.1f} MiB of activations"
@@ -314,4 +313,4 @@ def missing_compiler(device: str) -> str | None:
 
 def _rough_seconds(run: Extent, choices: Choices) -> float:
     """The length of a run from its FLOPs at half the rate of matrix products, before anything is tried."""
-    return run.steps * run.flops_per_step / (0.5 * machine.gemm_rate(choices.device, torch.float32, budget_s=0.05))
+    return run.steps * run.flops_per_step / (0.5 * devices.gemm_rate(choices.device, torch.float32, budget_s=0.05))

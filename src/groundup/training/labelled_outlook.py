@@ -10,7 +10,7 @@ from groundup.config import Mistake
 from groundup.errors import GroundupError
 from groundup.forecast import Forecast, Known
 from groundup.nn import batch_norm
-from groundup.training import device as machine
+from groundup.training import devices
 from groundup.training import log as logs
 from groundup.training.labelled import LabelledAssembly
 from groundup.training.measure import Measured
@@ -30,7 +30,7 @@ MANY_EPOCHS = 20
 def check(config: LabelledTrainingSection, inputs: Mapping[str, Known]) -> list[Mistake]:
     """Everything that can be told to be wrong without reading rows."""
     found: list[Mistake] = []
-    for key, look in (("device", lambda: machine.pick(config.device)), ("sinks", lambda: logs.require(config.sinks))):
+    for key, look in (("device", lambda: devices.pick(config.device)), ("sinks", lambda: logs.require(config.sinks))):
         try:
             look()
         except GroundupError as error:
@@ -69,7 +69,7 @@ def describe(found: Forecast, assembly: LabelledAssembly, steps: int, rows: int)
         ("padding", assembly.padding()),
         ("learning rate", f"{assembly.config.optimizer.lr:g}, {assembly.config.schedule.name}"),
         ("device", f"{assembly.choices.device_words}, {assembly.choices.threads} threads"),
-        ("determinism", machine.level(assembly.choices.deterministic, assembly.choices.device)),
+        ("determinism", devices.level(assembly.choices.deterministic, assembly.choices.device)),
     ]
     found.disk_bytes = 4 * whole + (assembly.config.keep_states + 1) * 12 * trained
 

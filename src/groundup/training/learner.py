@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundup.training import device as machine
-from groundup.training import freezing, joint, objective, optimizers
+from groundup.training import devices, freezing, joint, objective, optimizers
 from groundup.training.average import Average
 from groundup.training.choices import Choices
 from groundup.training.methods import Methods
@@ -77,7 +76,7 @@ class Learner:
                 losses = self._joint_gradients(parts, share, step)
                 parts = ()
             for micro, part in enumerate(parts):
-                machine.seed(draw(self.settings.seed, step, micro), device)
+                devices.seed(draw(self.settings.seed, step, micro), device)
                 loss, each = self.forward(objective.to_device(part, device), share)
                 torch.autograd.backward(loss)
                 losses = each if losses is None else losses + each
@@ -112,7 +111,7 @@ class Learner:
         batches = [objective.to_device(part, self.choices.device) for part in parts]
 
         def seed(micro: int) -> None:
-            machine.seed(draw(self.settings.seed, step, micro), self.choices.device)
+            devices.seed(draw(self.settings.seed, step, micro), self.choices.device)
 
         return joint.gradients(vectors, self.objective.joint, batches, share, seed)
 

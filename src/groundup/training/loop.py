@@ -25,9 +25,8 @@ from torch import nn
 from groundup.errors import Interrupted, StageFailed
 from groundup.nn import batch_norm
 from groundup.progress import Reporter, interrupt_requested
-from groundup.training import checkpoint, guard
+from groundup.training import checkpoint, devices, guard
 from groundup.training import choices as choosing
-from groundup.training import device as machine
 from groundup.training.choices import Choices
 from groundup.training.clock import Clock
 from groundup.training.guard import Position
@@ -98,10 +97,10 @@ def train(
     log.begin(at.step, at.evaluated)
     if at.step:
         tell(f"going on from step {at.step} of {job.steps}", reporter, log)
-    peak = machine.gemm_rate(choices.device, machine.DTYPES[choices.precision])
+    peak = devices.gemm_rate(choices.device, devices.DTYPES[choices.precision])
     clock = Clock()
 
-    with frozen_objects(), machine.kept_memory():
+    with frozen_objects(), devices.kept_memory():
         while True:
             if interrupt_requested():
                 states.save(at, learner)
@@ -153,7 +152,7 @@ def ready(
 
     Raises StageFailed if the run began compiled and can no longer be.
     """
-    machine.make_deterministic(choices.deterministic, choices.device)
+    devices.make_deterministic(choices.deterministic, choices.device)
     job.network.train()
     if not choices.compile:
         return job.learner(settings, choices), choices

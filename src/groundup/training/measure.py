@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from groundup.errors import GroundupError, StageFailed
-from groundup.training import checkpoint, objective
-from groundup.training import device as machine
+from groundup.training import checkpoint, devices, objective
 from groundup.training.choices import Choices
 from groundup.training.learner import Learner
 from groundup.training.loop import Job
@@ -95,10 +94,10 @@ def in_this_process(build: Callable[..., Planned], *arguments: Any) -> Measured:
     """The measurement itself. Peak memory is that of this process since it began."""
     startup_s, startup_cpu_s, planned = _timed(lambda: build(*arguments))
     job, choices = planned.job, planned.choices
-    machine.make_deterministic(choices.deterministic, choices.device)
+    devices.make_deterministic(choices.deterministic, choices.device)
     job.network.train()
     learner = job.learner(planned.settings, choices)
-    with machine.kept_memory():
+    with devices.kept_memory():
         first, _, _ = _timed(lambda: _step(job, learner, 0))
         with tempfile.TemporaryDirectory() as folder:
             tensors, others = learner.tensors()
@@ -155,7 +154,7 @@ def _step(job: Job, learner: Learner, step: int) -> None:
     parts = [job.loader.micro_batch(step, m)[0] for m in range(job.loader.micro_batches)]
     figures = learner.gradients(parts, step)
     learner.update(1e-6, figures.grad_norm, step)
-    machine.synchronize(learner.choices.device)
+    devices.synchronize(learner.choices.device)
 
 
 def _steps(job: Job, learner: Learner) -> tuple[float, float]:

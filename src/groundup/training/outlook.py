@@ -19,7 +19,7 @@ from groundup.errors import GroundupError
 from groundup.forecast import Forecast, Known
 from groundup.machine import usable_cores
 from groundup.nn.network import Network
-from groundup.training import device as machine
+from groundup.training import devices
 from groundup.training import log as logs
 from groundup.training.assembly import Assembly
 from groundup.training.measure import Measured
@@ -40,7 +40,7 @@ def check(config: ModelTrainingSection, inputs: Mapping[str, Known]) -> list[Mis
     """Everything that can be told to be wrong without training."""
     found = list(_check_sizes(config, inputs))
     try:
-        machine.pick(config.device)
+        devices.pick(config.device)
     except GroundupError as error:
         found.append(Mistake(("device",), error.what, error.fix))
     try:
@@ -108,7 +108,7 @@ def describe(found: Forecast, assembly: Assembly, total: int, data_tokens: int) 
         ("steps", f"{total} of {assembly.batch_rows} rows x {config.context} tokens{rounded}"),
         ("FLOPs", f"{flops:.3g} (forward and backward)"),
         ("device", f"{assembly.choices.device_words}, {assembly.choices.threads} threads"),
-        ("determinism", machine.level(assembly.choices.deterministic, assembly.choices.device)),
+        ("determinism", devices.level(assembly.choices.deterministic, assembly.choices.device)),
     ]
     # Weights in the artefact, and states of weights and two moments: two kept, one being written.
     state = 4 * parameters * (3 + bool(config.ema))
