@@ -120,6 +120,17 @@ def test_pages_name_only_make_targets_and_commands_that_exist() -> None:
     assert not wrong, wrong
 
 
+@pytest.mark.smoke
+def test_every_test_that_a_page_names_exists() -> None:
+    named = {found for page in PAGES for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", read(page))}
+    assert len(named) >= 39
+    missing = [
+        f"{file}::{name}" for file, name in named
+        if not (ROOT / file).is_file() or name not in dict(definitions(ast.parse(read(ROOT / file))))
+    ]  # fmt: skip
+    assert not missing, missing
+
+
 def stops() -> list[tuple[str, str]]:
     """Every stop of the tour: a file below src/groundup and a dotted name in it."""
     return list(dict.fromkeys((found[1], found[2]) for found in STOP.finditer(read(ROOT / "docs" / "tour.md"))))
@@ -231,7 +242,6 @@ def test_every_stop_of_the_tour_is_on_the_way(tmp_path: Path) -> None:
     assert not never, f"the tour names functions that a run does not pass: {never}"
 
 
-@pytest.mark.slow
 def run_page(page: Path, folder: Path, **replaced: str) -> str:
     """What all `sh` and `python` blocks of a page print, one after another in one shell that stops at a failure."""
     script = ["set -euo pipefail"]
