@@ -43,12 +43,15 @@ class StreamDecoder:
         self._ids: list[int] = []
         """Ids since a place where text was whole; the first `_context` of them are decoded and shown."""
         self._context = 0
+        self._shown = ""
+        """The text of those."""
         self._held = ""
 
     def prime(self, ids: Sequence[int]) -> None:
         """Read what stands before the text and was shown already: what a token's text is may depend on it."""
         self._ids = list(ids)
         self._context, self._held = len(self._ids), ""
+        self._shown = self._decode(self._ids)
 
     def push(self, token_id: int) -> str:
         """The text that became whole with this id, often one token's, sometimes none."""
@@ -60,23 +63,20 @@ class StreamDecoder:
         return self._emit(final=True)
 
     def _emit(self, *, final: bool) -> str:
-        fresh = self._fresh()
+        decoded = self._decode(self._ids)
+        fresh = decoded[len(self._shown) :]
         if fresh.endswith(BROKEN) and not final:
             return ""
         text = self._held + fresh
         # A decoder treats the first token apart (a leading space falls away), so the tokens kept as
         # context for the next ones must show some text of their own.
-        if self._decode(self._ids[self._context :]):
+        own = self._decode(self._ids[self._context :])
+        if own:
             del self._ids[: self._context]
-        self._context = len(self._ids)
+        self._context, self._shown = len(self._ids), own or decoded
         whole = len(text) if final else len(text) - _held_back(text)
         self._held = text[whole:]
         return text[:whole]
-
-    def _fresh(self) -> str:
-        """The text of the ids that are not shown yet."""
-        before = self._decode(self._ids[: self._context])
-        return self._decode(self._ids)[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special=self._skip_special) if ids else ""
