@@ -142,7 +142,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     for step in plan.steps.values():
         print_forecast(console, step)
     if any(step.forecast.estimated for step in plan.pending):
-        console.print("[dim]≈ estimated from the first 8 MB of each source; exact once prepare has run[/]")
+        console.print("[dim]≈ estimated from a sample of each source; exact once prepare has run[/]")
 
 
 def _row(step: Step) -> list[str]:

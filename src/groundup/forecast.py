@@ -25,7 +25,7 @@ class Known:
     `facts` are by kind. corpus: documents, bytes (per split, dicts), longest_document_bytes,
     sample (a list of some documents' texts), examples (the same documents as whole mappings), licences.
     tokenizer: vocab_size, bytes_per_token. model: parameters, context. They are measured from
-    `artifact` when there is one, and estimated from 8 MB of each source when there is not (`estimated`).
+    `artifact` when there is one, and estimated from a sample of each source when there is not (`estimated`).
     """
 
     kind: str

@@ -1,7 +1,7 @@
 """What can be told of a corpus before it is made: mistakes in its sources, and what it will amount to.
 
-The forecast cleans at most 8 MB of each source by the same code as the stage and scales the result up
-by the sizes of the files. Of a finished corpus the same facts are read instead.
+The forecast cleans a sample of 8 MB, to which each source gives its share, by the same code as the stage and scales
+the result up by the sizes of the files. Of a finished corpus the same facts are read instead.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ from groundup.text.duplicates import band_hashes, bands_for
 from groundup.units import show_bytes, show_count, show_seconds
 
 SAMPLE_BYTES = 8 << 20
+"""Of all sources together: what is read does not grow with their number, and neither does the wait for a plan."""
+_LEAST_BYTES = 1 << 20
+"""Of a source, however many there are."""
 _SAMPLE_TEXTS = 1 << 20
 """Bytes of sample texts passed on to later stages."""
 _PICTURE_BYTES = 16
@@ -209,9 +212,10 @@ def _sample(job: Job, settings: Settings, files: list[SourceFile], index: int) -
     sampled = _Sampled(total_bytes=sum(file.size for file in own), split=source.split)
     if own and own[0].kind == "text" and is_document(own[0], source):
         sampled.longest = max(file.expected_bytes() for file in own)
-    chosen = _choose(own)
+    share = max(_LEAST_BYTES, SAMPLE_BYTES // len(settings.sources))
+    chosen = _choose(own, share)
     for block in cut(settings.sources, chosen, 1 << 20, settings.split.columns, settings.split):
-        if sampled.read_bytes >= SAMPLE_BYTES:
+        if sampled.read_bytes >= share:
             break
         began = time.process_time()
         summary, cleaned = clean_rows(job, block)
@@ -284,8 +288,8 @@ def _repeats(records: NDArray[Any], slots: NDArray[np.uint32], job: Job) -> NDAr
     return duplicates(pairs, np.zeros(len(records), np.int64), apart, near or 1.0)[:, 0]
 
 
-def _choose(files: list[SourceFile]) -> list[SourceFile]:
-    """The files to take a sample from: of many small ones, an even choice.
+def _choose(files: list[SourceFile], share: int) -> list[SourceFile]:
+    """The files to take a sample of `share` bytes from: of many small ones, an even choice.
 
     Where each is a row, they come in the order of a checksum of their names: folders are often labels, and the first
     of them alone would be a sample of one label.
@@ -294,7 +298,7 @@ def _choose(files: list[SourceFile]) -> list[SourceFile]:
         files = sorted(files, key=lambda file: zlib.crc32(file.name.encode()))
     total = sum(file.size for file in files)
     most = _SAMPLE_FILES if files and files[0].kind in READERS else len(files)
-    stride = max(1, -(-total // SAMPLE_BYTES), -(-len(files) // max(1, most)))
+    stride = max(1, -(-total // share), -(-len(files) // max(1, most)))
     return files[::stride] if len(files) > 64 else files
 
 

@@ -110,7 +110,7 @@ def check(config: Config, inputs: Mapping[str, Known]) -> list[Mistake]:
 
 
 def forecast(config: Config, inputs: Mapping[str, Known], effort: Any = None) -> Forecast:
-    """What the stage will take and yield, from at most 8 MB of each source."""
+    """What the stage will take and yield, from a sample of each source."""
     return corpus_forecast.forecast(settings(config))
 
 
