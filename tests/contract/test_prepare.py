@@ -13,7 +13,9 @@ import pytest
 
 from groundup.artifact import Store
 from groundup.config import dump, parse
+from groundup.data import corpus_forecast
 from groundup.data.corpus import Corpus
+from groundup.data.corpus_clean import clean_rows
 from groundup.errors import Interrupted, StageFailed
 from groundup.stages import prepare
 from groundup.text.identifiers import luhn_sum
@@ -425,6 +427,25 @@ def test_the_forecast_is_near_what_comes(shared_data: Callable[[str], Path]) -> 
             assert expected.facts[fact][split] == pytest.approx(facts[fact][split], rel=0.1)
     assert expected.facts["licences"] == facts["licences"] == {str(poems): "MIT"}
     assert all(isinstance(text, str) for text in facts["sample"][:5] + expected.facts["sample"][:5])
+
+
+def test_several_sources_share_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcd":
+        rows = (f"{name} {place}: {'a line like any other, ' * 20}" for place in range(6000))
+        Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    sizes, read = [Path(f"{name}.jsonl").stat().st_size for name in "abcd"], []
+
+    def counted(job: Any, block: Any) -> Any:
+        summary, cleaned = clean_rows(job, block)
+        read.append(summary.read_bytes)
+        return summary, cleaned
+
+    monkeypatch.setattr(corpus_forecast, "SAMPLE_BYTES", 4 << 20)
+    monkeypatch.setattr(corpus_forecast, "clean_rows", counted)
+    asked = config(source=[{"paths": f"{name}.jsonl"} for name in "abcd"], clean={"near_duplicates": None})
+    expected = prepare.forecast(asked, {})
+    assert min(sizes) > 2.5 * (1 << 20) and sum(read) < 8 << 20, "about a megabyte of each, where there are more"
+    assert sum(expected.facts["documents"].values()) == pytest.approx(4 * 6000, rel=0.1)
 
 
 @pytest.mark.smoke

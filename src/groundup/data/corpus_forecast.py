@@ -1,7 +1,7 @@
 """What can be told of a corpus before it is made: mistakes in its sources, and what it will amount to.
 
-The forecast cleans a sample of 8 MB, to which each source gives its share, by the same code as the stage and scales
-the result up by the sizes of the files. Of a finished corpus the same facts are read instead.
+The forecast cleans a sample, 8 MB of all sources together but at least 1 MB of each, by the same code as the stage and
+scales the result up by the sizes of the files. Of a finished corpus the same facts are read instead.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from groundup.text.duplicates import band_hashes, bands_for
 from groundup.units import show_bytes, show_count, show_seconds
 
 SAMPLE_BYTES = 8 << 20
-"""Of all sources together: what is read does not grow with their number, and neither does the wait for a plan."""
+"""Of all sources together, so that the wait for a plan hardly grows with their number."""
 _LEAST_BYTES = 1 << 20
 """Of a source, however many there are."""
 _SAMPLE_TEXTS = 1 << 20
