@@ -56,6 +56,7 @@ def collect(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, Any]:
         "date": str(date.today()),
         "seed": recipe.header.seed,
         "cores": usable_cores(),
+        "devices": sorted({device for a in models.values() if (device := a.manifest["choices"].get("device_words"))}),
         "seconds": {name: round(float(a.manifest["wall_s"]), 1) for name, a in artifacts.items()},
         "digests": {name: a.digest for name, a in artifacts.items()},
         "weights": {name: weights_digest(a) for name, a in models.items()},
@@ -80,6 +81,8 @@ def header(kept: dict[str, Any]) -> str:
     """The comment that states a recipe's cost and scores."""
     cost = show_seconds(sum(kept["seconds"].values()))
     cores = f"{kept['cores']} core{'s' if kept['cores'] > 1 else ''}"
+    # On another kind of processor sums round otherwise, and weights have other digests.
+    cores += "".join(f", {device}" for device in kept.get("devices", ()))
     lines = [BEGIN, f"# {kept['date']}, seed {kept['seed']}, {cores}, {cost} in all"]
     for name, tokens in kept["tokens"].items():
         seconds, unit = show_seconds(kept["seconds"][name]), kept.get("units", {}).get(name, "tokens")
