@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from groundup.models.rnn import Config, Recurrent
 from groundup.training import arithmetic as arithmetics
 from groundup.training import choices as choosing
 from groundup.training.choices import Choices, Extent
@@ -66,3 +67,14 @@ def test_a_short_run_is_not_measured_for(monkeypatch: pytest.MonkeyPatch) -> Non
     found = settled(8, SHORT)
     assert (found.precision, found.matmul, found.compile) == ("fp32", "torch", False)
     assert "too short" in found.reasons["precision"]
+
+
+def test_a_recurrent_network_is_not_compiled_even_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of its loop would be written out, again for every mixture of lengths."""
+    monkeypatch.setattr(choosing, "missing_compiler", lambda device: None)
+    asked, batch = TrainingSection(compile=True), {"features": torch.ones(1, 8)}
+    assert choosing.settle(CHOICES, asked, SHORT, Line(8), OBJECTIVE, batch).compile
+    unrolling = Line(8)
+    unrolling.layer.add_module("loop", Recurrent(Config(d_model=8, d_hidden=8, vocab_size=8)))
+    found = choosing.settle(CHOICES, asked, SHORT, unrolling, OBJECTIVE, batch)
+    assert not found.compile and "recurrent" in found.reasons["compile"]

@@ -204,7 +204,8 @@ def test_the_cells_are_torchs_and_ours(heading: str, ours: str, torchs: type[nn.
     compare(names["h"][1 : len(inputs) + 1], states, heading)
     state = (first, torch.zeros_like(first))
     for step, x in enumerate(inputs, start=1):
-        state = rnn.CELLS[ours](nn.functional.linear(x[None], W, b), state, U, d)
+        gates = [nn.functional.linear(each, *of) for each, *of in ((x[None], W, b), (state[0], U, d))]
+        state = rnn.CELLS[ours](gates[0], gates[1], state)
         compare(names["h"][step], state[0][0], f"{heading}, step {step}")
 
 

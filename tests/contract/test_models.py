@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,24 @@ def loss_of(network: Network, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     if network.head_kind == "pretraining":
         total = total + outputs.next_sentence_logits.logsumexp(1).sum() - outputs.next_sentence_logits[:, 0].sum()
     return total / count
+
+
+def test_making_a_network_asks_for_no_compiler() -> None:
+    """Importing torch's would cost every command that opens a model 1.5 s."""
+    script = """
+import sys
+from groundup import catalog
+from groundup.nn.network import create
+outputs = dict(zip(sys.argv[1::2], map(int, sys.argv[2::2])))
+for name in catalog.names("models"):
+    model = catalog.load("models", name)
+    for head in model.HEADS:
+        create(model, model.Config(**model.TINY), head, outputs=outputs.get(head), seed=0)
+        assert "torch._dynamo" not in sys.modules, (name, head)
+"""
+    words = [str(word) for pair in OUTPUTS.items() for word in pair]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("name", "head"), CASES)

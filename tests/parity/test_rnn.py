@@ -18,6 +18,7 @@ from groundup.nn.attention import Causal
 from groundup.nn.losses import linear_cross_entropy
 from groundup.nn.network import Network, create
 from groundup.runtimes.torch import TorchRuntime
+from groundup.training.labelled import matrix_sizes
 
 rnn = catalog.load("models", "rnn")
 THEIRS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -141,14 +142,14 @@ def test_one_step_of_each_cell_by_hand() -> None:
     """One unit, input x = 1 and state h = 0.5, c = -1; every weight is a round number."""
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
     state = torch.tensor([[0.5]])
-    (h,) = rnn.elman(torch.tensor([[1.0]]), (state,), torch.tensor([[2.0]]), torch.tensor([0.25]))
+    (h,) = rnn.elman(torch.tensor([[1.0]]), state * 2 + 0.25, (state,))
     assert h.item() == pytest.approx(math.tanh(1 + 2 * 0.5 + 0.25))
-    weight, bias = torch.tensor([[1.0], [2.0], [-1.0], [0.5]]), torch.zeros(4)
-    h, c = rnn.lstm(torch.tensor([[0.1, 0.2, 0.3, 0.4]]), (state, torch.tensor([[-1.0]])), weight, bias)
+    before = state * torch.tensor([[1.0, 2.0, -1.0, 0.5]])
+    h, c = rnn.lstm(torch.tensor([[0.1, 0.2, 0.3, 0.4]]), before, (state, torch.tensor([[-1.0]])))
     expected = sigmoid(0.2 + 1.0) * -1 + sigmoid(0.1 + 0.5) * math.tanh(0.3 - 0.5)
     assert c.item() == pytest.approx(expected)
     assert h.item() == pytest.approx(sigmoid(0.4 + 0.25) * math.tanh(expected))
-    (h,) = rnn.gru(torch.tensor([[0.1, 0.2, 0.3]]), (state,), weight[:3], torch.tensor([0.0, 0.0, 0.7]))
+    (h,) = rnn.gru(torch.tensor([[0.1, 0.2, 0.3]]), before[:, :3] + torch.tensor([0.0, 0.0, 0.7]), (state,))
     reset, keep = sigmoid(0.1 + 0.5), sigmoid(0.2 + 1.0)
     new = math.tanh(0.3 + reset * (-0.5 + 0.7))
     assert h.item() == pytest.approx((1 - keep) * new + keep * 0.5)
@@ -208,3 +209,11 @@ def test_a_cache_keeps_the_states_so_that_texts_go_on_where_they_were(cell: str)
         [runtime.forward({"input_ids": row[None, :n]}).logits[0, -1] for row, n in zip(ids, (12, 8), strict=True)]
     )
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+
+
+def test_the_matrices_of_all_layers_are_counted_as_work() -> None:
+    ours = network("sequence", 3, bidirectional=True, n_layers=2)
+    matrices = sum(p.numel() for name, p in ours.named_parameters() if p.ndim == 2 and "embeddings" not in name)
+    assert matrix_sizes(ours) == (matrices, matrices)
+    ours.backbone.requires_grad_(False)
+    assert matrix_sizes(ours) == (matrices, ours.head.weight.numel())

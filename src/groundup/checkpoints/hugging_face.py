@@ -29,7 +29,7 @@ from groundup.errors import ArtifactError, MissingExtra, UserError, nearest
 from groundup.models import _bridge
 from groundup.models._bridge_network import Bridged
 from groundup.nn import batch_norm
-from groundup.nn.network import ModelFile, Network, begin, materialise
+from groundup.nn.network import ModelFile, Network, begin, materialise, shapes_alone
 from groundup.nn.shape import AnySection
 
 CONFIG = "config.json"
@@ -141,7 +141,7 @@ def load(
     if isinstance(config, _bridge.Config):
         wanted: dict[str, Any] = {"labels": labels, "outputs": outputs, "dtype": dtype, "seed": seed}
         return _bridge.load(folder, config, kind, known=known, is_whole=is_whole, **wanted)
-    with torch.device("meta"):
+    with shapes_alone():
         network = Network(
             cast(ModelFile, model), config, kind, (outputs or len(known) or 2) if kind in SCORED else None
         )
@@ -175,7 +175,7 @@ def inspect(folder: Path) -> Network:
     kind = _stored_head(model, given) or BARE
     if isinstance(config, _bridge.Config):
         return load(folder, kind)
-    with torch.device("meta"):
+    with shapes_alone():
         network = Network(cast(ModelFile, model), config, kind, len(read_labels(given)) if kind in SCORED else None)
     stored = _read_shapes(folder, skip=tuple(getattr(model, "NOT_WEIGHTS", ())))
     _check(network, as_ours(model, stored, network, folder), model, folder, is_whole=True)

@@ -19,7 +19,8 @@ Parameters are named as those of torch.nn.RNN, GRU and LSTM; their weights can b
 Elman 1990; Hochreiter & Schmidhuber 1997 and Gers et al. 2000 (LSTM with its forget gate); Cho et al. 2014
 (GRU, with the reset gate after the product, as torch and cuDNN have it); Schuster & Paliwal 1997 (two directions).
 
-Axes: B rows, T tokens, E sequences, N tokens of all of them, D width, G numbers of all gates, V vocabulary.
+Axes: B rows, T tokens, E sequences, N tokens of all of them, R directions, D width, G numbers of all gates,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from groundup.nn.published import only, ours, own_architectures, own_format
 from groundup.nn.shape import NetworkSection
 from groundup.units import PositiveCount
 
-VERSION = 1
+VERSION = 2
 PREFIX = "rnn"
 MODEL_TYPES = ("groundup_rnn",)
 TINY: dict[str, Any] = {"vocab_size": 61, "d_model": 24, "d_hidden": 32, "n_layers": 2, "context": 32}
@@ -146,32 +147,30 @@ def sequences(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 State = tuple[Tensor, ...]
-Cell = Callable[[Tensor, State, Tensor, Tensor], State]
-"""From what the input gives to all gates, (E,G), the states before, the recurrent matrix (G,D) and its bias (G,)
-to the states after; the first of them is h, (E,D)."""
+Cell = Callable[[Tensor, Tensor, State], State]
+"""From what the input and what h give to all gates, W x + b and U h + b' of (…,G), and the states before to those
+after, (…,D); the first of them is h."""
 
 
-def elman(gates_EG: Tensor, state: State, weight_GD: Tensor, bias_G: Tensor) -> State:
+def elman(input_G: Tensor, before_G: Tensor, state: State) -> State:
     """One step of Elman's network."""
-    return (torch.tanh(gates_EG + F.linear(state[0], weight_GD, bias_G)),)
+    return (torch.tanh(input_G + before_G),)
 
 
-def gru(gates_EG: Tensor, state: State, weight_GD: Tensor, bias_G: Tensor) -> State:
+def gru(input_G: Tensor, before_G: Tensor, state: State) -> State:
     """One step of a GRU."""
-    h_ED = state[0]
-    width = 2 * h_ED.shape[1]
-    seen_EG = F.linear(h_ED, weight_GD, bias_G)
-    r_ED, z_ED = torch.sigmoid(gates_EG[:, :width] + seen_EG[:, :width]).chunk(2, dim=1)
-    n_ED = torch.tanh(gates_EG[:, width:] + r_ED * seen_EG[:, width:])
-    return (torch.lerp(n_ED, h_ED, z_ED),)
+    h_D = state[0]
+    width = 2 * h_D.shape[-1]
+    r_D, z_D = torch.sigmoid(input_G[..., :width] + before_G[..., :width]).chunk(2, dim=-1)
+    n_D = torch.tanh(input_G[..., width:] + r_D * before_G[..., width:])
+    return (torch.lerp(n_D, h_D, z_D),)
 
 
-def lstm(gates_EG: Tensor, state: State, weight_GD: Tensor, bias_G: Tensor) -> State:
+def lstm(input_G: Tensor, before_G: Tensor, state: State) -> State:
     """One step of an LSTM; its second state is c."""
-    h_ED, c_ED = state
-    i_ED, f_ED, g_ED, o_ED = (gates_EG + F.linear(h_ED, weight_GD, bias_G)).chunk(4, dim=1)
-    c_ED = torch.sigmoid(f_ED) * c_ED + torch.sigmoid(i_ED) * torch.tanh(g_ED)
-    return torch.sigmoid(o_ED) * torch.tanh(c_ED), c_ED
+    i_D, f_D, g_D, o_D = (input_G + before_G).chunk(4, dim=-1)
+    c_D = torch.sigmoid(f_D) * state[1] + torch.sigmoid(i_D) * torch.tanh(g_D)
+    return torch.sigmoid(o_D) * torch.tanh(c_D), c_D
 
 
 CELLS: dict[str, Cell] = {"elman": elman, "gru": gru, "lstm": lstm}
@@ -180,18 +179,26 @@ GATES = {"elman": 1, "gru": 3, "lstm": 4}
 
 
 def unroll(
-    cell: Cell, gates_NG: Tensor, sizes: Sequence[int], weight_GD: Tensor, bias_G: Tensor, state: State
+    cell: Cell, input_RNG: Tensor, sizes: Sequence[int], weight_RGD: Tensor, bias_RG: Tensor, state: State
 ) -> list[State]:
-    """The states after every step, (sizes[t],D) each, from those before the first; the order is that of `Steps`."""
+    """The states after every step, (R,sizes[t],D) each, from those before the first; the order is that of `Steps`.
+
+    Both directions take a step at once, as they are equally long: half as many operations, each twice as large.
+    """
     found = []
-    for gates_EG in torch.split(gates_NG, list(sizes)):
-        state = cell(gates_EG, tuple(each[: len(gates_EG)] for each in state), weight_GD, bias_G)
+    weight_RDG, bias_R1G = weight_RGD.mT, bias_RG[:, None]
+    for input_REG in torch.split(input_RNG, list(sizes), dim=1):
+        state = tuple(each[:, : input_REG.shape[1]] for each in state)
+        state = cell(input_REG, torch.baddbmm(bias_R1G, state[0], weight_RDG), state)
         found.append(state)
     return found
 
 
 class Recurrent(nn.Module):
     """The recurrent layers; parameters are named as torch.nn names them."""
+
+    unrolls = True
+    """A compiler would write every step of the loop out, again for every mixture of lengths."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -219,28 +226,28 @@ class Recurrent(nn.Module):
             elif name.startswith("bias_ih") and self.gates == GATES["lstm"]:
                 weight.chunk(self.gates)[1].fill_(1.0)
 
-    # A compiler would write every step of the loop out, again for every mixture of lengths.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x_ND: Tensor, starts_E: Tensor, lengths_E: Tensor) -> Tensor:
         """States of all positions, (B·T,D), zero where there is no token; x_ND are the B·T inputs."""
         reading = [steps(starts_E, lengths_E, reverse=direction != "") for direction in self.directions]
         for layer in range(self.n_layers):
             x_ND = x_ND if layer == 0 else dropout(x_ND, self.dropout, self.training)
-            both = [
-                self._read(x_ND, f"l{layer}{direction}", *way)
-                for direction, way in zip(self.directions, reading, strict=True)
-            ]
-            x_ND = torch.cat(both, dim=1) if len(both) > 1 else both[0]
+            x_ND = self._read(x_ND, layer, [way.order for way in reading], reading[0].sizes)
         return x_ND
 
-    def _read(self, x_ND: Tensor, name: str, order_N: Tensor, sizes: list[int]) -> Tensor:
-        """The states of one layer in one direction, each at its token's place."""
-        weight_ih, bias_ih, weight_hh, bias_hh = self._weights(name)
+    def _read(self, x_ND: Tensor, layer: int, order_RN: Sequence[Tensor], sizes: list[int]) -> Tensor:
+        """The states of one layer, each at its token's place, directions side by side."""
+        weight_ih, bias_ih, weight_hh, bias_hh = self._weights(layer)
         # All products with inputs are one: only those with states must wait for each other.
-        gates_NG = F.linear(x_ND[order_N], weight_ih, bias_ih)
-        begin = tuple(gates_NG.new_zeros(sizes[0], weight_hh.shape[1]) for _ in range(self.states))
-        h_ND = torch.cat([state[0] for state in unroll(self.cell, gates_NG, sizes, weight_hh, bias_hh, begin)])
-        return h_ND.new_zeros(len(x_ND), h_ND.shape[1]).index_copy(0, order_N, h_ND)
+        input_RNG = torch.stack(
+            [F.linear(x_ND[order_N], *of) for order_N, *of in zip(order_RN, weight_ih, bias_ih, strict=True)]
+        )
+        begin = tuple(input_RNG.new_zeros(len(order_RN), sizes[0], weight_hh.shape[2]) for _ in range(self.states))
+        found = unroll(self.cell, input_RNG, sizes, weight_hh, bias_hh, begin)
+        h_RND = torch.cat([state[0] for state in found], dim=1)
+        nowhere = h_RND.new_zeros(len(x_ND), h_RND.shape[2])
+        return torch.cat(
+            [nowhere.index_copy(0, order_N, h_ND) for order_N, h_ND in zip(order_RN, h_RND, strict=True)], dim=1
+        )
 
     def go_on(self, x_BTD: Tensor, cached: Cached) -> Tensor:
         """States of T new tokens of each of B sequences, (B,T,D), from what the cache holds of the token before.
@@ -249,11 +256,12 @@ class Recurrent(nn.Module):
         """
         rows, length = x_BTD.shape[:2]
         for layer in range(self.n_layers):
-            weight_ih, bias_ih, weight_hh, bias_hh = self._weights(f"l{layer}")
-            gates_NG = F.linear(x_BTD.transpose(0, 1).flatten(0, 1), weight_ih, bias_ih)
-            found = unroll(self.cell, gates_NG, [rows] * length, weight_hh, bias_hh, self._before(cached, layer))
-            x_BTD = torch.stack([state[0] for state in found], dim=1)
-            last_BTD = torch.stack([state[-1] for state in found], dim=1)
+            weight_ih, bias_ih, weight_hh, bias_hh = self._weights(layer)
+            input_1NG = F.linear(x_BTD.transpose(0, 1).flatten(0, 1), weight_ih[0], bias_ih[0])[None]
+            before = tuple(each[None] for each in self._before(cached, layer))
+            found = unroll(self.cell, input_1NG, [rows] * length, weight_hh, bias_hh, before)
+            x_BTD = torch.stack([state[0][0] for state in found], dim=1)
+            last_BTD = torch.stack([state[-1][0] for state in found], dim=1)
             cached.cache.put(layer, cached.places_N, x_BTD[:, :, None], last_BTD[:, :, None])
         return x_BTD
 
@@ -265,9 +273,13 @@ class Recurrent(nn.Module):
         before = (kept_BGSK[row_B, 0, (start_B - 1).clamp(min=0)] for kept_BGSK in held)
         return tuple(torch.where(start_B[:, None] > 0, each_BD, 0) for each_BD in before)
 
-    def _weights(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of all directions: those of inputs, (R,G,D) and (R,G), and those of states, likewise."""
         kinds = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-        first, second, third, fourth = (self.get_parameter(f"{kind}_{name}") for kind in kinds)
+        first, second, third, fourth = (
+            torch.stack([self.get_parameter(f"{kind}_l{layer}{direction}") for direction in self.directions])
+            for kind in kinds
+        )
         return first, second, third, fourth
 
 

@@ -292,6 +292,8 @@ def _compile(
 ) -> tuple[bool, str]:
     if settings.compile is not False and (missing := missing_compiler(choices.device)):
         return False, f"torch.compile cannot be used: {missing}"
+    if settings.compile is not False and any(getattr(module, "unrolls", False) for module in network.modules()):
+        return False, "a compiler would write out every step of a recurrent network"
     if settings.compile != "auto":
         return settings.compile, "asked for"
     saved = run.steps * step_s * (1 - 1 / COMPILE_GAIN.get(choices.device, COMPILE_GAIN_ELSEWHERE))

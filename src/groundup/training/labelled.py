@@ -240,4 +240,8 @@ def matrix_sizes(network: nn.Module) -> tuple[int, int]:
     layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
     # A frozen matrix that is kept in few bits is not a weight.
     trained = [m for m in layers if m.weight is not None and m.weight.requires_grad]
-    return sum(m.in_features * m.out_features for m in layers), sum(m.in_features * m.out_features for m in trained)
+    recurrent = [p for m in network.modules() if getattr(m, "unrolls", False) for p in m.parameters() if p.ndim == 2]
+    return (
+        sum(m.in_features * m.out_features for m in layers) + sum(p.numel() for p in recurrent),
+        sum(m.in_features * m.out_features for m in trained) + sum(p.numel() for p in recurrent if p.requires_grad),
+    )

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
 from groundup import catalog, units
 from groundup.config import Mistake
 from groundup.data.sample import Documents
@@ -18,7 +16,7 @@ from groundup.data.shards import SMALL_BYTES
 from groundup.errors import GroundupError
 from groundup.forecast import Forecast, Known
 from groundup.machine import usable_cores
-from groundup.nn.network import Network
+from groundup.nn.network import Network, shapes_alone
 from groundup.training import devices
 from groundup.training import log as logs
 from groundup.training.assembly import Assembly
@@ -89,7 +87,7 @@ def counts(config: ModelTrainingSection, inputs: Mapping[str, Known]) -> dict[st
 def describe(found: Forecast, assembly: Assembly, total: int, data_tokens: int) -> None:
     """Facts for later stages, and the lines of the plan that need no measuring."""
     config, section = assembly.config, assembly.section
-    with torch.device("meta"):
+    with shapes_alone():
         network = Network(assembly.model, section, assembly.task.head)
     parameters = sum(p.numel() for p in network.parameters())
     tokens = total * assembly.batch_tokens
