@@ -118,9 +118,9 @@ def test_a_labelled_recipe_plans(path: Path, shared_data: Callable[[str], Path])
 def test_a_labelled_recipe_runs_small(name: str, shared_data: Callable[[str], Path]) -> None:
     path, stage = ROOT / "recipes" / f"{name}.yaml", f"stages.{TRIED[name]}.finetune"
     few = [f"{stage}.seeds=null", f"{stage}.epochs=null", f"{stage}.steps=3", f"{stage}.validation_rows=64"]
-    fewer = ["stages.report.evaluate.max_documents=100", "stages.report.evaluate.baselines=[]"]
+    fewer = ["stages.report.evaluate.max_documents=24", "stages.report.evaluate.baselines=[]"]
     made = run(path, overrides=[*given(path, shared_data), *few, *fewer])
-    assert made["report"].json("report.json")["test"]["count"] == 100
+    assert made["report"].json("report.json")["test"]["count"] == 24
 
 
 @pytest.mark.parametrize(("name", "stage"), [("tabular-cancer", "doctor"), ("tabular-diabetes", "forecast")])

@@ -107,9 +107,17 @@ Forward = Callable[[Mapping[str, Any]], Any]
 
 
 def answers_by_document(
-    task: Any, rows: Any, forward: Forward, *, batch_tokens: int, is_flat: bool, reporter: Reporter, doing: str
+    task: Any,
+    rows: Any,
+    forward: Forward,
+    *,
+    batch_tokens: int,
+    is_flat: bool,
+    reporter: Reporter,
+    doing: str,
+    count: int | None = None,
 ) -> dict[int, list[dict[str, Any]]]:
-    """For each document of the split, what the model says of its rows, in their order.
+    """For each document of the split, or the first `count`, what the model says of its rows, in their order.
 
     `task` and `rows` are a labelled task and its rows (`tasks/_contract.py`); what is asked holds no answers
     if the task can tell them apart (`ask`). Raises Interrupted.
@@ -118,13 +126,15 @@ def answers_by_document(
     found: dict[int, dict[int, dict[str, Any]]] = {}
     done = 0
     together = getattr(rows, "batch", None)
-    for indices in batches(getattr(rows, "costs", rows.lengths), batch_tokens):
+    asked = np.array([i for i in range(len(rows)) if count is None or rows.document_of(i) < count], np.int64)
+    for places in batches(getattr(rows, "costs", rows.lengths)[asked], batch_tokens):
+        indices = asked[places]
         made: list[Row] = [] if together else [rows.row(int(index), 0) for index in indices]
         batch = together(indices, np.zeros_like(indices)) if together else collate(made, flat=is_flat)
         for index, answer in zip(indices.tolist(), task.answers(forward(batch), batch), strict=True):
             found.setdefault(int(rows.document_of(index)), {})[index] = answer
         done += len(indices)
-        reporter.advance(doing, done, len(rows))
+        reporter.advance(doing, done, len(asked))
         if interrupt_requested():
             raise Interrupted("stopped while answering", fix="run again: it starts afresh")
     return {document: [by_row[index] for index in sorted(by_row)] for document, by_row in found.items()}

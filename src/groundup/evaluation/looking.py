@@ -198,13 +198,14 @@ def falls(reading: Reading, baseline: Tensor, rows: Sequence[int], *, seed: int)
     found, gap_E = salience(reading, baseline)
     real_EP = reading.real.flatten(1)
     random = [_drawn(rows, real_EP, seed, draw) for draw in range(DRAWS)]
+    whole = _scored(reading, reading.inputs)
     measured = {
         "gap": _plain(gap_E),
         "removed": _plain(_counts(real_EP)),
         "of": _plain(real_EP.sum(1)),
-        "random": np.mean([_fall(reading, noise_EP, real_EP, baseline) for noise_EP in random], axis=0),
+        "random": np.mean([whole - _left(reading, noise_EP, real_EP, baseline) for noise_EP in random], axis=0),
     }
-    salient = {name: _fall(reading, values.flatten(1), real_EP, baseline) for name, values in found.items()}
+    salient = {name: whole - _left(reading, values.flatten(1), real_EP, baseline) for name, values in found.items()}
     return measured | {"salient": salient}
 
 
@@ -230,17 +231,15 @@ def without(reading: Reading, gone_EP: Tensor, baseline: Tensor) -> Tensor:
     return torch.where(reading.over_all(gone_EP), baseline.to(reading.inputs), reading.inputs)
 
 
-def _fall(reading: Reading, values_EP: Tensor, real_EP: Tensor, baseline: Tensor) -> Floats:
-    """The fall of score and of probability without the places of the largest values, (2,E)."""
-    with saliency.still(reading.network), torch.no_grad():
-        left = without(reading, most(values_EP, real_EP), baseline)
-        pairs = [_scored(reading, inputs) for inputs in (reading.inputs, left)]
-    return pairs[0] - pairs[1]
+def _left(reading: Reading, values_EP: Tensor, real_EP: Tensor, baseline: Tensor) -> Floats:
+    """Score and probability without the places of the largest values, (2,E)."""
+    return _scored(reading, without(reading, most(values_EP, real_EP), baseline))
 
 
 def _scored(reading: Reading, inputs: Tensor) -> Floats:
     """Score and probability of the asked classes, (2,E)."""
-    logits_EK = reading.logits(inputs)
+    with saliency.still(reading.network), torch.no_grad():
+        logits_EK = reading.logits(inputs)
     shares_EK = logits_EK.sigmoid() if reading.several else logits_EK.softmax(-1)
     both = (each.gather(1, reading.classes[:, None])[:, 0] for each in (logits_EK, shares_EK))
     return np.stack([_plain(each) for each in both])

@@ -99,6 +99,7 @@ class Subject:
             is_flat=self.runtime.device.type in ("cpu", "cuda"),
             reporter=out.reporter,
             doing=f"answering {split}",
+            count=count,
         )
         examples = list(itertools.islice(corpus.documents(split), count))
         return answering.put_together(self.task, found, examples)
