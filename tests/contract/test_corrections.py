@@ -184,7 +184,7 @@ def test_a_dense_layer_does_not_flatten() -> None:
     counts = [sum(weight.numel() for weight in layer.parameters()) for layer in (silent, right)]
     assert counts == [2_900, 78_500]
     ours = mlp.build(mlp.Config(n_features=784, widths=(100,)))
-    assert ours(pictures[:, None]).shape == (3, 1, 100), "one hidden state a picture"
+    assert ours(pictures[:, None]).shape == (3, 100), "one hidden state a picture"
     with pytest.raises(UserError, match="756 numbers, and the model reads 784"):
         ours(pictures[:, None, 1:])
 

@@ -104,9 +104,9 @@ class AlexNet(KeepsActivations):
         self.width = config.units
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states of the `pixel_values` of a batch, (B,1,D)."""
-        hidden_B1D: Tensor = self(given(batch, "pixel_values"))
-        return hidden_B1D
+        """Hidden states of the `pixel_values` of a batch, (B,D)."""
+        hidden_BD: Tensor = self(given(batch, "pixel_values"))
+        return hidden_BD
 
     def maps(self, pixel_values_BCHW: Tensor) -> Tensor:
         """The last map of images, (B,256,H,W). Raises UserError for images with another number of channels."""
@@ -115,9 +115,9 @@ class AlexNet(KeepsActivations):
         return map_BCHW
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
-        """(B,C,H,W) to (B,1,D)."""
+        """(B,C,H,W) to (B,D)."""
         hidden_BD: Tensor = self.classifier(self.avgpool(self.maps(pixel_values_BCHW)).flatten(1))
-        return hidden_BD[:, None]
+        return hidden_BD
 
 
 def build(config: Config) -> AlexNet:

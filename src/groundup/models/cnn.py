@@ -134,9 +134,9 @@ class Cnn(KeepsActivations):
         self.width = config.sizes[-1]
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states of the `pixel_values` of a batch, (B,1,D)."""
-        hidden_B1D: Tensor = self(given(batch, "pixel_values"))
-        return hidden_B1D
+        """Hidden states of the `pixel_values` of a batch, (B,D)."""
+        hidden_BD: Tensor = self(given(batch, "pixel_values"))
+        return hidden_BD
 
     def maps(self, pixel_values_BCHW: Tensor) -> Tensor:
         """The last map of images, (B,C,H,W): what was found, and where. Raises UserError for other sizes."""
@@ -146,11 +146,11 @@ class Cnn(KeepsActivations):
         return pixel_values_BCHW
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
-        """(B,C,H,W) to (B,1,D)."""
+        """(B,C,H,W) to (B,D)."""
         x_BF = self.maps(pixel_values_BCHW).flatten(1)
         for layer in self.dense:
             x_BF = layer(x_BF)
-        return x_BF.unsqueeze(1)
+        return x_BF
 
 
 def build(config: Config) -> Cnn:

@@ -205,9 +205,9 @@ class EfficientNetLite(KeepsActivations):
         self._bn1 = norm(config.last)
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states of the `pixel_values` of a batch, (B,1,D)."""
-        hidden_B1D: Tensor = self(given(batch, "pixel_values"))
-        return hidden_B1D
+        """Hidden states of the `pixel_values` of a batch, (B,D)."""
+        hidden_BD: Tensor = self(given(batch, "pixel_values"))
+        return hidden_BD
 
     def maps(self, pixel_values_BCHW: Tensor) -> Tensor:
         """The last map of images, (B,D,H,W). Raises UserError for images with another number of channels."""
@@ -218,8 +218,8 @@ class EfficientNetLite(KeepsActivations):
         return F.relu6(self._bn1(self._conv_head(x_BCHW)))
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
-        """(B,C,H,W) to (B,1,D)."""
-        return mean_of_map(self.maps(pixel_values_BCHW))[:, None]
+        """(B,C,H,W) to (B,D)."""
+        return mean_of_map(self.maps(pixel_values_BCHW))
 
 
 def build(config: Config) -> EfficientNetLite:

@@ -113,14 +113,14 @@ class FactorisationMachine(KeepsActivations):
         self.dropout, self.width = config.dropout, 1 + config.n_factors
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The parts of the score of each example, (B,1,1+K), by `entries` (B,F) and their `values` (B,F)."""
+        """The parts of the score of each example, (B,1+K), by `entries` (B,F) and their `values` (B,F)."""
         entries_BF = given(batch, "entries")
         values_BF = batch["values"] if "values" in batch else torch.ones_like(entries_BF, dtype=torch.float32)
-        parts_B1K: Tensor = self(entries_BF, values_BF)
-        return parts_B1K
+        parts_BK: Tensor = self(entries_BF, values_BF)
+        return parts_BK
 
     def forward(self, entries_BF: Tensor, values_BF: Tensor) -> Tensor:
-        """(B,F) numbers of entries and what each is worth, to (B,1,1+K). Raises UserError for another F."""
+        """(B,F) numbers of entries and what each is worth, to (B,1+K). Raises UserError for another F."""
         if entries_BF.shape[1] != self.columns:
             what = f"an example has {entries_BF.shape[1]} entries, and the model reads {self.columns}"
             raise UserError(what, fix="set `n_columns` to what the data gives, or leave it out")
@@ -128,7 +128,7 @@ class FactorisationMachine(KeepsActivations):
         v_BFK = self.factors(entries_BF)
         linear_B11 = x_B1F @ self.weights(entries_BF)
         pairs_B1K = ((x_B1F @ v_BFK).square() - x_B1F.square() @ v_BFK.square()) / 2
-        return torch.cat([linear_B11, dropout(pairs_B1K, self.dropout, self.training)], dim=-1)
+        return torch.cat([linear_B11, dropout(pairs_B1K, self.dropout, self.training)], dim=-1).squeeze(1)
 
 
 class SumHead(nn.Module):

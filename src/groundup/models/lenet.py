@@ -139,9 +139,9 @@ class LeNet(KeepsActivations):
         self.f6 = nn.Linear(*UNITS)
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states of the `pixel_values` of a batch, (B,1,D)."""
-        hidden_B1D: Tensor = self(given(batch, "pixel_values"))
-        return hidden_B1D
+        """Hidden states of the `pixel_values` of a batch, (B,D)."""
+        hidden_BD: Tensor = self(given(batch, "pixel_values"))
+        return hidden_BD
 
     def maps(self, pixel_values_BCHW: Tensor) -> Tensor:
         """The last map of images, (B,16,5,5). Raises UserError for images of another size."""
@@ -155,11 +155,11 @@ class LeNet(KeepsActivations):
         return x_BCHW
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
-        """(B,C,H,W) to (B,1,D)."""
+        """(B,C,H,W) to (B,D)."""
         x_BF = self.maps(pixel_values_BCHW).flatten(1)
         for layer in (self.c5, self.f6):
             x_BF = dropout(self.activation(layer(x_BF)), self.dropout, self.training)
-        return x_BF[:, None]
+        return x_BF
 
 
 def build(config: Config) -> LeNet:

@@ -78,12 +78,13 @@ class Layer(nn.Module):
         super().__init__()
         # Batch norm takes the mean away, and a bias with it; its own bias does that work.
         self.linear = nn.Linear(inputs, outputs, bias=not batch_norm)
-        self.norm = nn.BatchNorm1d(outputs) if batch_norm else nn.Identity()
+        self.norm = nn.BatchNorm1d(outputs) if batch_norm else None
         self.activation, self.dropout = ACTIVATIONS[activation], dropout
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """(B,inputs) to (B,outputs)."""
-        return dropout(self.activation(self.norm(self.linear(x_BF))), self.dropout, self.training)
+        sum_BF = self.linear(x_BF) if self.norm is None else self.norm(self.linear(x_BF))
+        return dropout(self.activation(sum_BF), self.dropout, self.training)
 
 
 class Mlp(KeepsActivations):
@@ -100,19 +101,19 @@ class Mlp(KeepsActivations):
         self.n_features, self.width = config.sizes[0], config.sizes[-1]
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states of the `features` or `pixel_values` of a batch, (B,1,D)."""
-        hidden_B1D: Tensor = self(given(batch, "features", "pixel_values"))
-        return hidden_B1D
+        """Hidden states of the `features` or `pixel_values` of a batch, (B,D)."""
+        hidden_BD: Tensor = self(given(batch, "features", "pixel_values"))
+        return hidden_BD
 
     def forward(self, features_BF: Tensor) -> Tensor:
-        """(B,F), or (B,C,H,W) with F = C·H·W, to (B,1,D). Raises UserError for examples of another size."""
+        """(B,F), or (B,C,H,W) with F = C·H·W, to (B,D). Raises UserError for examples of another size."""
         x_BF = features_BF.flatten(1)
         if x_BF.shape[1] != self.n_features:
             what = f"an example has {x_BF.shape[1]} numbers, and the model reads {self.n_features}"
             raise UserError(what, fix="set `n_features` to what the data gives, or leave it out")
         for layer in self.layers:
             x_BF = layer(x_BF)
-        return x_BF.unsqueeze(1)
+        return x_BF
 
 
 def build(config: Config) -> Mlp:

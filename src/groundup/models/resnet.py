@@ -250,9 +250,9 @@ class ResNet(KeepsActivations):
         self.encoder = Encoder(config)
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states of the `pixel_values` of a batch, (B,1,D)."""
-        hidden_B1D: Tensor = self(given(batch, "pixel_values"))
-        return hidden_B1D
+        """Hidden states of the `pixel_values` of a batch, (B,D)."""
+        hidden_BD: Tensor = self(given(batch, "pixel_values"))
+        return hidden_BD
 
     def maps(self, pixel_values_BCHW: Tensor) -> Tensor:
         """The last map of images, (B,D,H,W). Raises UserError for images with another number of channels."""
@@ -263,8 +263,8 @@ class ResNet(KeepsActivations):
         return x_BCHW
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
-        """(B,C,H,W) to (B,1,D)."""
-        return mean_of_map(self.maps(pixel_values_BCHW))[:, None]
+        """(B,C,H,W) to (B,D)."""
+        return mean_of_map(self.maps(pixel_values_BCHW))
 
 
 def build(config: Config) -> ResNet:

@@ -124,13 +124,13 @@ class SpeechResNet(KeepsActivations):
         self.norms = nn.ModuleList(nn.BatchNorm2d(config.width, affine=False) for _ in self.layers)
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states of the `features` of a batch, (B,1,D)."""
-        hidden_B1D: Tensor = self(given(batch, "features"))
-        return hidden_B1D
+        """Hidden states of the `features` of a batch, (B,D)."""
+        hidden_BD: Tensor = self(given(batch, "features"))
+        return hidden_BD
 
     def forward(self, frames_BTM: Tensor) -> Tensor:
-        """(B,T,M) to (B,1,D)."""
-        return dropout(mean_of_map(self.maps(frames_BTM)), self.dropout, self.training)[:, None]
+        """(B,T,M) to (B,D)."""
+        return dropout(mean_of_map(self.maps(frames_BTM)), self.dropout, self.training)
 
     def maps(self, frames_BTM: Tensor) -> Tensor:
         """The last map of frames, (B,D,T,M): what was heard, when, and how high. Raises UserError for other sizes."""

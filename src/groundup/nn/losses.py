@@ -43,8 +43,10 @@ def cross_entropy(
     logits: (…, V); labels and share: (…), labels with -100 where nothing is trained; weight_V: what each class
     weighs in the sum, not in the number. Computed in fp32 or above.
     """
-    flat = labels.reshape(-1)
-    scores = logits.reshape(flat.numel(), -1)
+    flat, scores = labels, logits
+    if labels.dim() != 1:
+        flat = labels.reshape(-1)
+        scores = logits.reshape(flat.numel(), -1)
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
     options: dict[str, Any] = {"ignore_index": IGNORED, "label_smoothing": label_smoothing, "weight": weight_V}
     if share is None:

@@ -8,7 +8,7 @@ A batch is padded, (B,T) with `attention_mask`, or flat: its examples end to end
 their `lengths`. `Outputs` finds an example's tokens in either. Where a model reads a source and writes a
 target, the keys of the target begin with `decoder_`. A backbone that reads something else than tokens by
 attention (images, `pixel_values`; rows of numbers, `features`) takes what it needs of a batch by its method
-`read` and gives hidden states all the same: (B,1,D) where an example is one vector.
+`read` and gives hidden states all the same: (B,D) where an example is one vector.
 
 Axes: B rows, T tokens, E examples, N tokens of a flat batch, D model width, V vocabulary, K outputs.
 """
@@ -66,7 +66,7 @@ class Reader(Protocol):
     """A backbone that takes what it reads out of a batch; it has `checkpoint_activations` too."""
 
     def read(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states, (B,T,D); (B,1,D) where an example is one vector. See `given`."""
+        """Hidden states, (B,T,D); (B,D) where an example is one vector. See `given`."""
 
 
 class KeepsActivations(nn.Module):
@@ -145,7 +145,7 @@ class Outputs:
     """What a forward pass gives: hidden states, and the head to apply where it is worth it."""
 
     hidden: Tensor
-    """(B, T, D); of the target where the batch has one, of the source otherwise."""
+    """(B, T, D), of the target where the batch has one, of the source otherwise; (B, D) where an example is one."""
     head: Head
     batch: Mapping[str, Tensor] = field(default_factory=dict)
     """What went in: it tells where examples begin and end."""
@@ -171,8 +171,8 @@ class Outputs:
 
     def examples(self, reads: Reads) -> Tensor:
         """One vector an example, (E, D): its first or last token's, the mean of its tokens', or both ends'."""
-        if self.hidden.shape[1] == 1 and not self.batch.keys() & {"lengths", "attention_mask"}:
-            return self.hidden.squeeze(1)  # one position an example: there is nothing to look for
+        if self.hidden.dim() == 2:
+            return self.hidden  # an example is one vector: there is nothing to look for
         flat_ND, (start_E, length_E) = self.hidden.flatten(0, 1), self.places
         if reads == "first":
             return flat_ND[start_E]

@@ -22,6 +22,8 @@ class _Lists(NamedTuple):
     means: list[Tensor]
     squares: list[Tensor]
     steps: list[Tensor]
+    counters: list[Tensor]
+    """Those of `steps` that differ: weights that have learnt equally often share one, for counting takes time too."""
 
 
 class _Direct(torch.optim.Adam):
@@ -36,19 +38,16 @@ class _Direct(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update, as torch's own."""
-        if self.lists is None or closure is not None:
-            found = super().step(closure)
-            self.lists = self._listed()
-            return found
-        grads = [[p.grad for p in lists.params] for lists in self.lists]
-        if any(grad is None for each in grads for grad in each):
-            return super().step()
-        for group, lists, each in zip(self.param_groups, self.lists, grads, strict=True):
-            torch._foreach_add_(lists.steps, 1)
+        lists = self.lists or []
+        grads = [[p.grad for p in each.params] for each in lists]
+        if not lists or closure is not None or any(grad is None for each in grads for grad in each):
+            return self._step_of_torch(closure)
+        for group, (params, means, squares, steps, counters), each in zip(self.param_groups, lists, grads, strict=True):
+            torch._foreach_add_(counters, 1)
             beta1, beta2 = group["betas"]
             rates = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
             rest = {"weight_decay": group["weight_decay"], "amsgrad": False, "maximize": False}
-            type(self).kernel(lists.params, each, lists.means, lists.squares, [], lists.steps, **rates, **rest)
+            type(self).kernel(params, each, means, squares, [], steps, **rates, **rest)
         return None
 
     # torch wraps a step that is not marked so with what is left out here.
@@ -61,13 +60,25 @@ class _Direct(torch.optim.Adam):
 
     def _listed(self) -> list[_Lists] | None:
         """The tensors of every group; None while a weight has not had a gradient yet."""
+        if not all(self.state.get(p) for group in self.param_groups for p in group["params"]):
+            return None
         found = []
         for group in self.param_groups:
-            states = [self.state.get(p) for p in group["params"]]
-            if not all(states):
-                return None
-            columns = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]  # type: ignore
-            found.append(_Lists(list(group["params"]), *columns))
+            states = [self.state[p] for p in group["params"]]
+            counters: dict[float, Tensor] = {}
+            for state in states:
+                state["step"] = counters.setdefault(float(state["step"]), state["step"])
+            means, squares, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+            found.append(_Lists(list(group["params"]), means, squares, steps, list(counters.values())))
+        return found
+
+    def _step_of_torch(self, closure: Any) -> Any:
+        """Torch's own step, which counts for each weight apart; then the lists anew."""
+        if self.lists is not None:
+            for state in self.state.values():
+                state["step"] = state["step"].clone()
+        found = super().step(closure)
+        self.lists = self._listed()
         return found
 
 

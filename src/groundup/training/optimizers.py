@@ -228,7 +228,8 @@ def state_of(optimizers: list[torch.optim.Optimizer], network: nn.Module) -> tup
         for p, entries in optimizer.state.items():
             for key, value in entries.items():
                 place = tensors if isinstance(value, Tensor) else others
-                place[f"{names[id(p)]}/{key}"] = value
+                # Weights may share a counter (`fused.py`); in a file each has its own.
+                place[f"{names[id(p)]}/{key}"] = value.clone() if key == "step" and place is tensors else value
     return tensors, others
 
 
