@@ -228,8 +228,10 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
+        facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in info.open())}
+        flags = facts.get("flags", "").split()
+        widest = [name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
+        cpu = " with ".join([facts.get("model name", cpu), *widest[:1]])  # names of rented processors say little
     memory = psutil.virtual_memory().total / 2**30
     return (
         f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
