@@ -173,6 +173,10 @@ class Groundup(Rival):
     """`groundup serve`, with keys and all its guards."""
 
     def missing(self) -> str | None:
+        import torch
+
+        if "precision=bf16" in self.flags and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return "this processor does not multiply bf16"
         return _needs("fastapi", "uvicorn", "llguidance")
 
     async def start(self, model: Model, folder: Path, threads: int) -> Server:

@@ -32,6 +32,7 @@ HERE, KERAS = Path(sys.executable), ROOT / ".venv-keras" / "bin" / "python"
 OURS = "groundup_images.py"
 GROUNDUP = Rival("groundup", HERE, OURS)
 DATALOADER = Rival("DataLoader", HERE, "torch_images.py")
+ALONE = Rival("DataLoader, one thread", HERE, "torch_images.py", ("--one-thread",))
 FUSED = Rival("DataLoader, fused Adam", HERE, "torch_images.py", ("--fused",))
 INDEXED = Rival("no DataLoader, fused Adam", HERE, "torch_images.py", ("--indexed", "--fused"))
 KERAS_TORCH = Rival("Keras on torch", KERAS, "keras_images.py", ("--backend", "torch"))
@@ -75,7 +76,7 @@ CNN = {"name": "cnn"}
 JOBS = {
     job.name: job
     for job in (
-        Job("mlp", MLP, 32, 9, (GROUNDUP, DATALOADER, FUSED, INDEXED, KERAS_TORCH, KERAS_TENSORFLOW, SKLEARN),
+        Job("mlp", MLP, 32, 9, (GROUNDUP, DATALOADER, ALONE, FUSED, INDEXED, KERAS_TORCH, KERAS_TENSORFLOW, SKLEARN),
             "784 pixels, layers of 100 and 50 units, ten classes"),
         Job("cnn", CNN, 128, 5, (GROUNDUP, DATALOADER, KERAS_TORCH, KERAS_TENSORFLOW),
             "convolutions 32 and 64 of 3x3, each with a pool, a layer of 128 units, ten classes"),

@@ -22,8 +22,8 @@ def section(found: dict[str, Any]) -> str:
             f"## {job['name']}: fp32 on cpu",
             "",
             f"MNIST: {job['what']}. Batches of {job['batch_rows']}, Adam at a constant rate of {job['lr']:g}; "
-            f"{found['rounds']} rounds of an epoch each after a first one that is not timed; {found['threads']} "
-            f"threads, seed {found['seed']}.{busy}{flagged}",
+            f"{found['rounds']} rounds of an epoch each after a first one that is not timed; at most "
+            f"{found['threads']} threads, seed {found['seed']}.{busy}{flagged}",
             "",
             harness.markdown(_training(rivals) if job["trains"] else _loading(rivals)),
             "",

@@ -62,7 +62,6 @@ def section_of(job: ImageJob):
             "device": "cpu",
             "precision": "fp32",
             "compile": False,
-            "threads": given["threads"],
         },
     )
     assert section is not None, mistakes

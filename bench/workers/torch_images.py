@@ -1,6 +1,7 @@
 """Plain PyTorch on images: the loop of its own tutorials, TensorDataset, DataLoader and all.
 
 --fused takes Adam's fused step; --indexed indexes the tensors by whole batches instead, which no tutorial does;
+--one-thread computes with one, whatever the job says;
 --loader goes through the DataLoader and trains nothing.
 """
 
@@ -69,7 +70,7 @@ def indexed(job: ImageJob, data: TensorDataset) -> Iterator[tuple[Tensor, Tensor
 def main() -> None:
     began = time.perf_counter()
     job = ImageJob(sys.argv[1])
-    torch.set_num_threads(job.job["threads"])
+    torch.set_num_threads(1 if "--one-thread" in sys.argv else job.job["threads"])
     data = TensorDataset(torch.from_numpy(job.images)[:, None], torch.from_numpy(job.labels))
     model = network(job)
     criterion = nn.CrossEntropyLoss()

@@ -78,3 +78,25 @@ def test_a_recurrent_network_is_not_compiled_even_if_asked(monkeypatch: pytest.M
     unrolling.layer.add_module("loop", Recurrent(Config(d_model=8, d_hidden=8, vocab_size=8)))
     found = choosing.settle(CHOICES, asked, SHORT, unrolling, OBJECTIVE, batch)
     assert not found.compile and "recurrent" in found.reasons["compile"]
+
+
+@pytest.mark.parametrize(
+    ("flops", "offered", "asked", "expected"),
+    [
+        (1e6, 16, "auto", 1),
+        (3e8, 2, "auto", 2),
+        (1e9, 16, "auto", 8),
+        (1e12, 16, "auto", 16),
+        (1e6, 16, 16, 16),
+    ],
+)
+def test_threads_are_as_many_as_a_step_keeps_busy(flops: float, offered: int, asked: Any, expected: int) -> None:
+    """Two of them make a small step slower, and slow as a snail while another program wants a core."""
+    choices = Choices(device="cpu", device_words="cpu", threads=offered, deterministic=True)
+    settings = TrainingSection(compile=False, threads=asked)
+    assert choosing.busy_threads(choices, settings, flops, Line(8))[0] == expected
+
+
+def test_threads_on_a_gpu_are_those_of_the_system() -> None:
+    choices = Choices(device="cuda", device_words="cuda", threads=16, deterministic=True)
+    assert choosing.busy_threads(choices, TrainingSection(), 1.0, Line(8)) == (16, "what the system offers")

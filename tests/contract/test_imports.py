@@ -208,6 +208,27 @@ def test_torch_is_imported_only_where_it_is_used() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_training_imports_the_compiler_only_to_compile() -> None:
+    """Torch's compiler takes a second or two to import, and nearly all of torch's optimizers ask for it."""
+    script = (
+        "import sys, torch\n"
+        "from groundup.training import devices, optimizers\n"
+        "network = torch.nn.Linear(3, 2)\n"
+        "for kind in (optimizers.Adam(), optimizers.AdamW(), optimizers.Muon()):\n"
+        "    devices.make_deterministic(True, 'cpu')\n"
+        "    built = kind.build(optimizers.Weights(network), 'cpu')\n"
+        "    for _ in range(2):\n"
+        "        network(torch.ones(1, 3)).sum().backward()\n"
+        "        for one in built: one.step()\n"
+        "    tensors, others = optimizers.state_of(built, network)\n"
+        "    optimizers.load_state(built, network, tensors | others)\n"
+        "    devices.make_deterministic(False, 'cpu')\n"
+        "    if 'torch._dynamo' in sys.modules: sys.exit(f'{kind.name} imports the compiler')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(resource is None, reason="this system does not count the processor time of children")
 def test_help_answers_at_once() -> None:
     command = [str(Path(sys.executable).with_name("groundup")), "--help"]
@@ -227,3 +248,12 @@ def children_seconds() -> float:
     """Processor time of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_threads_that_wait_do_not_spin_for_long() -> None:
+    """OpenMP reads it when torch is imported; whoever sets a policy of their own keeps it."""
+    script = "import os, groundup; print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for more, expected in (({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=clean | more)
+        assert done.stdout.strip() == expected, done.stderr

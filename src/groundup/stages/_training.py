@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from groundup.artifact import Artifact, Draft, digest_file
 from groundup.data import licences
 from groundup.forecast import Known
@@ -42,7 +40,8 @@ def fit(
         result = train(assembly.job(), config, assembly.choices, state=out.state, reporter=out.reporter, log=log)
     finally:
         log.close()
-        torch.use_deterministic_algorithms(False)
+        devices.make_deterministic(False, assembly.choices.device, compiled=assembly.choices.compile)
+        devices.use_threads("auto")
     log.publish(out.folder / "log")
     return assembly, result
 

@@ -92,6 +92,11 @@ class Assembly:
         return 3 * float(self.model.flops_per_token(self.section, self.row_tokens)) * self.batch_tokens
 
     @property
+    def threads(self) -> int:
+        """Threads of torch that the run will use."""
+        return choosing.busy_threads(self.choices, self.config, self.flops_per_step, self.network)[0]
+
+    @property
     def unit(self) -> str:
         """What `batch_tokens` counts."""
         return "tokens"

@@ -1,7 +1,7 @@
 """What a run decides by itself: once, written down, and kept on resume.
 
-Device and threads are settled before the network is built; precision, compiling and the size of a
-micro-batch after it, by measuring. A choice that cannot be kept when a run is resumed (its device is
+The device is settled before the network is built; threads after it, by a rule; precision, compiling and the
+size of a micro-batch by measuring. A choice that cannot be kept when a run is resumed (its device is
 gone) refuses the resume instead of going on as something else.
 """
 
@@ -32,6 +32,7 @@ from groundup.training import objective as objectives
 from groundup.training.arithmetic import Arithmetic, Precision
 from groundup.training.objective import Batch, Objective
 from groundup.training.settings import TrainingSection
+from groundup.units import show_count
 
 NAME = "choices.json"
 SHORT_S = 60.0
@@ -47,6 +48,10 @@ MARGIN = 1.5
 """Compiling must repay its predicted cost this many times before it is tried."""
 TRIES, TRY_S = 8, 1.0
 """Passes by which a step is timed, and the seconds after which two will do: a choice should be the same each time."""
+FLOPS_PER_THREAD, FLOPS_PER_WEIGHT = 125e6, 100
+"""What a thread must have to do in a step to be worth waking, and what a weight's update is reckoned as. On two
+cores of a Zen 3 perceptrons of 24 to 203 million FLOPs a step were 5 to 27 % faster with one thread, one of 465 million
+16 % with two; and a short step on all cores takes a hundred times as long as soon as another program wants one."""
 MEMORY_SHARE = 0.7
 """Share of the free memory that activations may take."""
 
@@ -106,6 +111,8 @@ def settle(
     one_row: a batch of a single row of the longest shape.
     """
     reasons: dict[str, str] = {}
+    threads, reasons["threads"] = busy_threads(choices, settings, run.flops_per_step, network)
+    choices = dataclasses.replace(choices, threads=devices.use_threads(threads))
     matmul, reasons["matmul"] = _matmul(choices, settings, run)
     choices = dataclasses.replace(choices, matmul=matmul)
     precision, reasons["precision"] = _precision(choices, settings, run, network, objective, one_row)
@@ -116,6 +123,22 @@ def settle(
     step_s = _step_seconds(choices, run, network, objective, one_row)
     compiled, reasons["compile"] = _compile(choices, settings, run, network, step_s)
     return dataclasses.replace(choices, micro_batches=micro_batches, compile=compiled, reasons=reasons)
+
+
+def busy_threads(
+    choices: Choices, settings: TrainingSection, flops_per_step: float, network: nn.Module
+) -> tuple[int, str]:
+    """As many threads as a step keeps busy, and why: by a rule and not by measuring, for the sums of other threads
+    round otherwise.
+    """
+    if settings.threads != "auto":
+        return choices.threads, "asked for"
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    work = flops_per_step + FLOPS_PER_WEIGHT * trained
+    busy = min(choices.threads, max(1, int(work / FLOPS_PER_THREAD)))
+    if busy == choices.threads or choices.device != "cpu":
+        return choices.threads, "what the system offers"
+    return busy, f"a step of {show_count(work)} FLOPs is too short for more"
 
 
 def keep(folder: Path, choices: Choices) -> None:

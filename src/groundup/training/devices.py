@@ -23,6 +23,8 @@ from groundup.nn import products
 DeviceName = Literal["cpu", "cuda", "mps"]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OFFERED = torch.get_num_threads()
+"""Threads that the system offers."""
 
 
 def available() -> list[DeviceName]:
@@ -51,10 +53,11 @@ def describe(device: str) -> str:
 
 
 def use_threads(wanted: int | Literal["auto"]) -> int:
-    """Set torch's threads and return how many; `auto` keeps what the system offers (OMP_NUM_THREADS counts)."""
-    if wanted != "auto" and wanted != torch.get_num_threads():
-        torch.set_num_threads(wanted)
-    return torch.get_num_threads()
+    """Set torch's threads and return how many; `auto` is what the system offers (OMP_NUM_THREADS counts)."""
+    count = OFFERED if wanted == "auto" else wanted
+    if count != torch.get_num_threads():
+        torch.set_num_threads(count)
+    return count
 
 
 def reserve_workspace(deterministic: bool, device: str) -> None:
@@ -63,11 +66,14 @@ def reserve_workspace(deterministic: bool, device: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def make_deterministic(wanted: bool, device: str) -> None:
-    """Switch torch to reproducible kernels, or not."""
+def make_deterministic(wanted: bool, device: str, *, compiled: bool = False) -> None:
+    """Switch torch to reproducible kernels, or not; its compiler, too, if there will be something to compile."""
     if wanted and device == "cuda":
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(wanted)
+    if compiled:
+        torch.use_deterministic_algorithms(wanted)
+    else:  # the same switch, but this one does not import the compiler
+        torch.set_deterministic_debug_mode("error" if wanted else "default")
     # That switch would also fill every new tensor with NaN; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -8,6 +8,7 @@ something is out of the ordinary: the first step, weights without a gradient.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,19 @@ class _Lists(NamedTuple):
     """Those of `steps` that differ: weights that have learnt equally often share one, for counting takes time too."""
 
 
-class _Direct(torch.optim.Adam):
+class Uncompiled(torch.optim.Optimizer):
+    """An optimizer that is never part of a compiled graph, and so never asks for the compiler.
+
+    Torch's own import it, a second or two, to have each of these methods left out of graphs.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class _Direct(Uncompiled, torch.optim.Adam):
     """Adam or AdamW with `fused=True`, neither `amsgrad` nor `maximize`."""
 
     kernel: Callable[..., Any]
@@ -77,9 +90,12 @@ class _Direct(torch.optim.Adam):
         if self.lists is not None:
             for state in self.state.values():
                 state["step"] = state["step"].clone()
-        found = super().step(closure)
+        found = _step_of_adam(self, closure)
         self.lists = self._listed()
         return found
+
+
+_step_of_adam = inspect.unwrap(torch.optim.Adam.step)
 
 
 class Adam(_Direct):

@@ -68,7 +68,7 @@ def describe(found: Forecast, assembly: LabelledAssembly, steps: int, rows: int)
         ("steps", f"{steps} of {assembly.batch_rows} examples, {epochs:.2f} epochs"),
         ("padding", assembly.padding()),
         ("learning rate", f"{assembly.config.optimizer.lr:g}, {assembly.config.schedule.name}"),
-        ("device", f"{assembly.choices.device_words}, {assembly.choices.threads} threads"),
+        ("device", f"{assembly.choices.device_words}, threads: {assembly.threads}"),
         ("determinism", devices.level(assembly.choices.deterministic, assembly.choices.device)),
     ]
     found.disk_bytes = 4 * whole + (assembly.config.keep_states + 1) * 12 * trained

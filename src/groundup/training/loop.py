@@ -152,7 +152,7 @@ def ready(
 
     Raises StageFailed if the run began compiled and can no longer be.
     """
-    devices.make_deterministic(choices.deterministic, choices.device)
+    devices.make_deterministic(choices.deterministic, choices.device, compiled=choices.compile)
     job.network.train()
     if not choices.compile:
         return job.learner(settings, choices), choices

@@ -94,7 +94,7 @@ def in_this_process(build: Callable[..., Planned], *arguments: Any) -> Measured:
     """The measurement itself. Peak memory is that of this process since it began."""
     startup_s, startup_cpu_s, planned = _timed(lambda: build(*arguments))
     job, choices = planned.job, planned.choices
-    devices.make_deterministic(choices.deterministic, choices.device)
+    devices.make_deterministic(choices.deterministic, choices.device, compiled=choices.compile)
     job.network.train()
     learner = job.learner(planned.settings, choices)
     with devices.kept_memory():

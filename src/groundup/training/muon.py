@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundup.training.fused import Uncompiled
+
 # The quintic of Jordan et al.: largest slope at zero, so that five steps bring singular values of
 # any size near 1 (to within about 0.7 to 1.2, which trains as well as exactly 1).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Uncompiled):
     """The optimizer; every parameter must be a matrix. `lr` is on AdamW's scale."""
 
     def __init__(

@@ -105,7 +105,7 @@ def describe(found: Forecast, assembly: Assembly, total: int, data_tokens: int) 
         ("tokens", f"{units.show_count(tokens)}, {tokens / max(1, data_tokens):.2f} epochs"),
         ("steps", f"{total} of {assembly.batch_rows} rows x {config.context} tokens{rounded}"),
         ("FLOPs", f"{flops:.3g} (forward and backward)"),
-        ("device", f"{assembly.choices.device_words}, {assembly.choices.threads} threads"),
+        ("device", f"{assembly.choices.device_words}, threads: {assembly.threads}"),
         ("determinism", devices.level(assembly.choices.deterministic, assembly.choices.device)),
     ]
     # Weights in the artefact, and states of weights and two moments: two kept, one being written.

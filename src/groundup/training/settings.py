@@ -97,7 +97,8 @@ class TrainingSection(StageSection):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto takes the fastest there is."""
     threads: PositiveCount | Literal["auto"] = "auto"
-    """CPU threads of torch; auto takes what the system offers (OMP_NUM_THREADS counts)."""
+    """CPU threads of torch; auto takes as many as a step keeps busy, at most what the system offers
+    (OMP_NUM_THREADS counts)."""
     deterministic: bool = True
     """Use only kernels that give the same bytes each time. On CUDA, false may be faster."""
     sinks: list[SinkName] = Field(default_factory=list)
