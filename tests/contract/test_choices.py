@@ -84,8 +84,8 @@ def test_a_recurrent_network_is_not_compiled_even_if_asked(monkeypatch: pytest.M
     ("flops", "offered", "asked", "expected"),
     [
         (1e6, 16, "auto", 1),
-        (3e8, 2, "auto", 2),
-        (1e9, 16, "auto", 8),
+        (6e7, 2, "auto", 2),
+        (1.7e8, 16, "auto", 8),
         (1e12, 16, "auto", 16),
         (1e6, 16, 16, 16),
     ],

@@ -48,10 +48,10 @@ MARGIN = 1.5
 """Compiling must repay its predicted cost this many times before it is tried."""
 TRIES, TRY_S = 8, 1.0
 """Passes by which a step is timed, and the seconds after which two will do: a choice should be the same each time."""
-FLOPS_PER_THREAD, FLOPS_PER_WEIGHT = 125e6, 100
+FLOPS_PER_THREAD, FLOPS_PER_WEIGHT = 20e6, 100
 """What a thread must have to do in a step to be worth waking, and what a weight's update is reckoned as. On two
-cores of a Zen 3 perceptrons of 24 to 203 million FLOPs a step were 5 to 27 % faster with one thread, one of 465 million
-16 % with two; and a short step on all cores takes a hundred times as long as soon as another program wants one."""
+cores of a Zen 3 a perceptron of 24 million FLOPs a step was 5 % faster with one thread, convolutions of 67 million a
+fifth slower; and a short step on all cores takes a hundred times as long as soon as another program wants one."""
 MEMORY_SHARE = 0.7
 """Share of the free memory that activations may take."""
 
