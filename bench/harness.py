@@ -228,7 +228,8 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in info.open())}
+        pairs = (line.partition(":") for line in info.read_text().splitlines())
+        facts = {key.strip(): value.strip() for key, _, value in pairs}
         flags = facts.get("flags", "").split()
         widest = [name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
         cpu = " with ".join([facts.get("model name", cpu), *widest[:1]])  # names of rented processors say little

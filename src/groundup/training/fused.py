@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from groundup.training.uncompiled import Uncompiled
+
 
 class _Lists(NamedTuple):
     """What the kernel wants of a group of weights, each list in the order of the weights."""
@@ -25,18 +27,6 @@ class _Lists(NamedTuple):
     steps: list[Tensor]
     counters: list[Tensor]
     """Those of `steps` that differ: weights that have learnt equally often share one, for counting takes time too."""
-
-
-class Uncompiled(torch.optim.Optimizer):
-    """An optimizer that is never part of a compiled graph, and so never asks for the compiler.
-
-    Torch's own import it, a second or two, to have each of these methods left out of graphs.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
 class _Direct(Uncompiled, torch.optim.Adam):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundup.training.fused import Uncompiled
+from groundup.training.uncompiled import Uncompiled
 
 # The quintic of Jordan et al.: largest slope at zero, so that five steps bring singular values of
 # any size near 1 (to within about 0.7 to 1.2, which trains as well as exactly 1).

@@ -17,7 +17,7 @@ from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from groundup.config import OneOf, Section
-from groundup.training import fused
+from groundup.training import fused, uncompiled
 from groundup.training.muon import Muon as MuonOptimizer
 
 Rate = Annotated[float, Field(gt=0)]
@@ -26,16 +26,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Group = dict[str, Any]
 
 FUSED = {
-    "cpu": (torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW),
-    "cuda": (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW),
-    "mps": (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW),
+    "cpu": (uncompiled.SGD, uncompiled.Adagrad, fused.Adam, fused.AdamW),
+    "cuda": (uncompiled.SGD, fused.Adam, fused.AdamW),
+    "mps": (uncompiled.SGD, fused.Adam, fused.AdamW),
 }
-"""Which of torch's optimizers have a fused step on which device."""
-DIRECT: dict[Any, Callable[..., torch.optim.Optimizer]] = {
-    torch.optim.Adam: fused.Adam,
-    torch.optim.AdamW: fused.AdamW,
-}
-"""Those whose fused step is taken without what torch does around it."""
+"""Which optimizers have a fused step on which device."""
 
 
 class Optimizer(Section):
@@ -59,7 +54,7 @@ class Sgd(Optimizer):
     """The peak learning rate."""
 
     def build(self, weights: Weights, device: str) -> list[torch.optim.Optimizer]:
-        return [_torch(torch.optim.SGD, weights.groups(self.weight_decay), device, lr=self.lr)]
+        return [_torch(uncompiled.SGD, weights.groups(self.weight_decay), device, lr=self.lr)]
 
 
 class Momentum(Optimizer):
@@ -75,7 +70,7 @@ class Momentum(Optimizer):
 
     def build(self, weights: Weights, device: str) -> list[torch.optim.Optimizer]:
         options = {"lr": self.lr, "momentum": self.momentum, "nesterov": self.nesterov and self.momentum > 0}
-        return [_torch(torch.optim.SGD, weights.groups(self.weight_decay), device, **options)]
+        return [_torch(uncompiled.SGD, weights.groups(self.weight_decay), device, **options)]
 
 
 class Adagrad(Optimizer):
@@ -88,7 +83,7 @@ class Adagrad(Optimizer):
     """Keeps the division finite."""
 
     def build(self, weights: Weights, device: str) -> list[torch.optim.Optimizer]:
-        return [_torch(torch.optim.Adagrad, weights.groups(self.weight_decay), device, lr=self.lr, eps=self.eps)]
+        return [_torch(uncompiled.Adagrad, weights.groups(self.weight_decay), device, lr=self.lr, eps=self.eps)]
 
 
 class RmsProp(Optimizer):
@@ -102,7 +97,7 @@ class RmsProp(Optimizer):
 
     def build(self, weights: Weights, device: str) -> list[torch.optim.Optimizer]:
         options = {"lr": self.lr, "alpha": self.alpha, "eps": self.eps}
-        return [_torch(torch.optim.RMSprop, weights.groups(self.weight_decay), device, **options)]
+        return [_torch(uncompiled.RMSprop, weights.groups(self.weight_decay), device, **options)]
 
 
 class Adam(Optimizer):
@@ -116,7 +111,7 @@ class Adam(Optimizer):
 
     def build(self, weights: Weights, device: str) -> list[torch.optim.Optimizer]:
         options = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
-        return [_torch(torch.optim.Adam, weights.groups(self.weight_decay), device, **options)]
+        return [_torch(fused.Adam, weights.groups(self.weight_decay), device, **options)]
 
 
 class AdamW(Optimizer):
@@ -132,7 +127,7 @@ class AdamW(Optimizer):
 
     def build(self, weights: Weights, device: str) -> list[torch.optim.Optimizer]:
         options = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
-        return [_torch(torch.optim.AdamW, weights.groups(self.weight_decay), device, **options)]
+        return [_torch(fused.AdamW, weights.groups(self.weight_decay), device, **options)]
 
 
 class Muon(Optimizer):
@@ -156,7 +151,7 @@ class Muon(Optimizer):
         found: list[torch.optim.Optimizer] = []
         if weights.hidden:
             found.append(MuonOptimizer(by_scale(weights.hidden, weights.scales), precision=precision, **hidden))
-        found.append(_torch(torch.optim.AdamW, weights.groups(self.weight_decay, but_hidden=True), device, **rest))
+        found.append(_torch(fused.AdamW, weights.groups(self.weight_decay, but_hidden=True), device, **rest))
         return found
 
 
@@ -255,5 +250,5 @@ def _torch(
     kind: Callable[..., torch.optim.Optimizer], groups: list[Group], device: str, **options: Any
 ) -> torch.optim.Optimizer:
     if kind in FUSED.get(device, ()):
-        return DIRECT.get(kind, kind)(groups, fused=True, **options)
+        options["fused"] = True
     return kind(groups, **options)
