@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -472,6 +474,39 @@ def test_a_run_is_measured_in_a_process_of_its_own() -> None:
     assert found.peak_bytes > 50e6, "torch alone takes more"
     assert found.save_bytes > 0
     assert found.tokens_s == pytest.approx(4 * T / found.wall_s_per_step)
+
+
+IN_FULL = """\
+groundup: 1
+name: full
+stages:
+  corpus: {prepare: {source: {kind: text, paths: texts.txt, document: line}, split: {validation: 30%, test: 0%}, workers: 1}}
+  words: {tokenize: {of: corpus, kind: bpe, vocab_size: 265}}
+  base:
+    pretrain:
+      data: corpus
+      tokenizer: words
+      task: language_modeling
+      model: {name: gpt, n_layers: 1, d_model: 16, n_heads: 2, context: 16, dropout: 0.1}
+      tokens: 128
+      batch_tokens: 64
+      optimizer: {name: muon, lr: 1e-3}
+"""
+
+
+def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path: Path) -> None:
+    """From the recipe to the weights: torch's compiler and its symbolic shapes would add two seconds to each start."""
+    (tmp_path / "texts.txt").write_text("\n".join(f"{i} {i * i} is a square" for i in range(300)), encoding="utf-8")
+    (tmp_path / "full.yaml").write_text(IN_FULL, encoding="utf-8")
+    script = (
+        "import sys, groundup\n"
+        "groundup.run('full.yaml')\n"
+        "groundup.load('runs/full/base').generate('4 16', max_new_tokens=2)\n"
+        "sys.exit(', '.join({'torch._dynamo', 'torch.fx.experimental.symbolic_shapes', 'sympy'} & {*sys.modules}) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "full" / "base" / "model.safetensors").is_file()
 
 
 def test_compiling_is_taken_to_cost_more_for_larger_graphs() -> None:

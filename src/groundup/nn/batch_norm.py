@@ -46,7 +46,8 @@ def materialise(module: nn.Module, device: torch.device | str) -> None:
     if not isinstance(module, _BatchNorm) or module.running_mean is None or not module.running_mean.is_meta:
         return
     for key in (*AVERAGES, COUNT):
-        setattr(module, key, torch.empty_like(getattr(module, key), device=device))
+        only_shape = getattr(module, key)
+        setattr(module, key, torch.empty(only_shape.shape, dtype=only_shape.dtype, device=device))
     module.reset_running_stats()
 
 

@@ -143,7 +143,9 @@ def linear_cross_entropy(
         features_ND = features_ND.to(torch.get_autocast_dtype(device))
     rows = chunk or max(CHUNK_ROWS, CHUNK_SCORES // weight_VD.shape[0])
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (features_ND, weight_VD, bias_V)]
-    total, *_ = _fused(features_ND, weight_VD, bias_V, labels_N, label_smoothing, rows, wanted, products.current())
+    total, *_ = torch.ops.groundup.linear_cross_entropy(
+        features_ND, weight_VD, bias_V, labels_N, label_smoothing, rows, wanted, products.current()
+    )
     return total, (labels_N != IGNORED).sum()
 
 
@@ -165,7 +167,16 @@ def token_losses(
     return losses_N.view(shape)
 
 
-@torch.library.custom_op("groundup::linear_cross_entropy", mutates_args=())
+OPERATOR = "groundup::linear_cross_entropy"
+torch.library.define(
+    OPERATOR,
+    "(Tensor features, Tensor weight, Tensor? bias, Tensor labels, float label_smoothing, int chunk, bool[] wanted,"
+    " str matmul) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+# Piece by piece, since `torch.library.custom_op` would import the compiler, a second, where nothing is compiled.
+@torch.library.impl(OPERATOR, "default")
 def _fused(
     features_ND: Tensor,
     weight_VD: Tensor,
@@ -256,7 +267,7 @@ def _sum_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
-@_fused.register_fake
+@torch.library.register_fake(OPERATOR)
 def _(
     features_ND: Tensor,
     weight_VD: Tensor,
@@ -292,4 +303,4 @@ def _backward(ctx, by_total, *_unused):  # type: ignore[no-untyped-def]
     )
 
 
-_fused.register_autograd(_backward, setup_context=_keep)
+torch.library.register_autograd(OPERATOR, _backward, setup_context=_keep)

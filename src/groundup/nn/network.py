@@ -328,6 +328,7 @@ def materialise(network: nn.Module, device: torch.device | str) -> None:
         batch_norm.materialise(module, device)
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
-                empty = torch.empty_like(parameter, device=device)
+                # Not empty_like, which imports symbolic shapes (a second) to look at a tensor that is only a shape.
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
                 setattr(module, key, nn.Parameter(empty, requires_grad=parameter.requires_grad))
     network.to(device)

@@ -97,7 +97,8 @@ def train(
     log.begin(at.step, at.evaluated)
     if at.step:
         tell(f"going on from step {at.step} of {job.steps}", reporter, log)
-    peak = devices.gemm_rate(choices.device, devices.DTYPES[choices.precision])
+    measured_peak = partial(devices.gemm_rate, choices.device, devices.DTYPES[choices.precision])
+    peak = measured_peak()
     clock = Clock()
 
     with frozen_objects(), devices.kept_memory():
@@ -109,6 +110,7 @@ def train(
             if evaluation_is_due(at, job, settings):
                 with clock.paused():
                     evaluate(at, job, settings, learner, log)
+                    peak = max(peak, measured_peak())  # others may have had the cores at the start
                 if at.evaluated < at.step:
                     continue  # interrupted; it is done again on resume
             if states.are_due(at, job.steps):
@@ -139,6 +141,7 @@ def train(
 
     stopped_early = at.step < job.steps
     keep_best(at, settings, learner, states)
+    peak = max(peak, measured_peak())
     speed = {"tokens_s": job.batch_tokens / clock.mean, "mfu": job.flops_per_step / clock.mean / peak}
     loss = sum(at.recent) / len(at.recent)
     return Result(at.step, loss, at.validation, **speed, choices=choices, stopped_early=stopped_early,
