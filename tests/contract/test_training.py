@@ -480,7 +480,11 @@ IN_FULL = """\
 groundup: 1
 name: full
 stages:
-  corpus: {prepare: {source: {kind: text, paths: texts.txt, document: line}, split: {validation: 30%, test: 0%}, workers: 1}}
+  corpus:
+    prepare:
+      source: {kind: text, paths: texts.txt, document: line}
+      split: {validation: 30%, test: 0%}
+      workers: 1
   words: {tokenize: {of: corpus, kind: bpe, vocab_size: 265}}
   base:
     pretrain:
@@ -502,7 +506,8 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path: Path) -> None
         "import sys, groundup\n"
         "groundup.run('full.yaml')\n"
         "groundup.load('runs/full/base').generate('4 16', max_new_tokens=2)\n"
-        "sys.exit(', '.join({'torch._dynamo', 'torch.fx.experimental.symbolic_shapes', 'sympy'} & {*sys.modules}) or 0)\n"
+        "compiler = {'torch._dynamo', 'torch.fx.experimental.symbolic_shapes', 'sympy'}\n"
+        "sys.exit(', '.join(compiler & {*sys.modules}) or 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -183,3 +183,10 @@ def test_torch_compile_keeps_the_loss_whole() -> None:
         torch.testing.assert_close(gradients(total, [features, weight]), gradients(expected, [features, weight]))
         assert count == trained
     assert compiles == 1
+
+
+def test_the_operator_keeps_the_rules_of_its_kind() -> None:
+    features, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((6, 4), (9, 4), (9,)))
+    labels, wanted = torch.tensor([0, 3, -100, 8, 2, -100]), [True, True, True]
+    given = (features, weight, bias, labels, 0.1, 2, wanted, "torch")
+    torch.library.opcheck(torch.ops.groundup.linear_cross_entropy, given)

@@ -267,8 +267,7 @@ def _sum_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake(OPERATOR)
-def _(
+def _shapes(
     features_ND: Tensor,
     weight_VD: Tensor,
     bias_V: Tensor | None,
@@ -303,4 +302,5 @@ def _backward(ctx, by_total, *_unused):  # type: ignore[no-untyped-def]
     )
 
 
+torch.library.register_fake(OPERATOR, _shapes)
 torch.library.register_autograd(OPERATOR, _backward, setup_context=_keep)
