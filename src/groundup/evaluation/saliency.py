@@ -226,7 +226,7 @@ def complete(reading: Reading, baseline: Tensor) -> tuple[Tensor, Tensor]:
     """Integrated gradients with as many steps as each example needs, and what is still missing, (E,)."""
     with still(reading.network):
         baseline = baseline.expand_as(reading.inputs)
-        found = integrated_gradients(reading, baseline)
+        found = integrated_gradients(reading, baseline, steps=STEPS[0])
         gap_E = missing(reading, baseline, found)
         for steps in STEPS[1:] if reading.vectors is None else STEPS[1:2]:
             rows_N = (gap_E > TOLERANCE).nonzero()[:, 0]

@@ -58,6 +58,7 @@ class Wanted:
     device: str
     slices: tuple[str, ...] = ()
     rivals: bool = True
+    saliency: bool = True
 
 
 @dataclass
@@ -166,16 +167,18 @@ def _pictures(
 ) -> tuple[dict[str, Any], labelled_pictures.Pictures]:
     """Examples as the task draws them and what the network looks at, where there are such: what is said, and shown."""
     said, drawn = labelled_pictures.draw(subject.task, examples, test, run, mistakes, wanted.seed)
-    looked = looking.look(
-        subject.task,
-        subject.runtime.network,
-        examples,
-        train,
-        shown=labelled_pictures.worth_a_look(test, run, mistakes, wanted.seed),
-        seed=wanted.seed,
-        resamples=wanted.resamples,
-        reporter=out.reporter,
-    )
+    looked = None
+    if wanted.saliency:
+        looked = looking.look(
+            subject.task,
+            subject.runtime.network,
+            examples,
+            train,
+            shown=labelled_pictures.worth_a_look(test, run, mistakes, wanted.seed),
+            seed=wanted.seed,
+            resamples=wanted.resamples,
+            reporter=out.reporter,
+        )
     seen, strips = labelled_pictures.strips(looked, test, run)
     return said | seen, labelled_pictures.Pictures(drawn, strips)
 

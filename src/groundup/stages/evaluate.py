@@ -72,6 +72,9 @@ class Config(StageSection):
     """Tokens of a forward pass."""
     device: str = "auto"
     """Where the model runs: auto, cpu, cuda or mps."""
+    saliency: bool = True
+    """Whether to ask what a model that tells classes apart looks at, and to test it, which takes as long as answering
+    some thousands of rows."""
     slices: list[str] = Field(default=[])
     """Columns of labelled rows to break the scores down by, such as language; each must be kept by `prepare`."""
 
@@ -116,6 +119,7 @@ def _wanted(config: Config) -> _evaluate_labelled.Wanted:
         device=config.device,
         slices=tuple(config.slices),
         rivals=config.baselines != (),
+        saliency=config.saliency,
     )
 
 

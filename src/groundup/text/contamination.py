@@ -37,7 +37,11 @@ def whole(text: str) -> Hashes:
     """One hash of all words and characters of a text, in an array; empty for a text without any."""
     lowered = text.lower()
     codes = np.concatenate([_word_codes(lowered), _character_codes(lowered)])
-    return _rolled(codes, len(codes), _WHOLE) if len(codes) else codes
+    if not len(codes):
+        return codes
+    # The polynomial of `_rolled`, without a turn for each code of a long text.
+    powers = np.multiply.accumulate(np.full(len(codes), _STEP))
+    return mix(_WHOLE * powers[-1:] + (codes[:-1] * powers[-2::-1]).sum(keepdims=True) + codes[-1:])
 
 
 def index_of(texts: Iterable[str], words: int, characters: int) -> Hashes:
@@ -70,7 +74,7 @@ def _character_codes(lowered: str) -> Hashes:
 
 
 def _rolled(codes: Hashes, n: int, salt: np.uint64) -> Hashes:
-    """A hash of every n codes in a row."""
+    """A hash of every n codes in a row: a polynomial in `_STEP`, modulo 2^64, with the codes as coefficients."""
     if len(codes) < n:
         return np.empty(0, np.uint64)
     hashes = np.full(len(codes) - n + 1, salt)
