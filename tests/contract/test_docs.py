@@ -267,7 +267,8 @@ def run_page(page: Path, folder: Path, **replaced: str) -> str:
 
 @pytest.mark.skipif(os.name == "nt", reason="the tutorial's commands are for a POSIX shell")
 def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
-    printed = run_page(TUTORIAL, tmp_path)
+    narrow = "tokens=40k --set stages.base.pretrain.model.d_model=64 --set stages.base.pretrain.model.n_layers=2"
+    printed = run_page(TUTORIAL, tmp_path, **{"tokens=40k": narrow})
     assert (tmp_path / "my-model/runs/my-model/report/report.html").is_file()
     assert "fresh" in printed, "the second run redoes nothing and says so"
 
