@@ -57,10 +57,12 @@ def _table(rivals: dict[str, Any], ours: str, clients: str) -> str:
     ]  # fmt: skip
     for name, each in rivals.items():
         one = each["clients"][clients]
-        speed = "–" if name == ours else harness.show_ratio(harness.ratio(first["tokens_s"], one["tokens_s"]))
+        turns = len(one["tokens_s"])
+        found = harness.ratio(first["tokens_s"][:turns], one["tokens_s"])
+        speed = "–" if name == ours else harness.show_ratio(found) if turns > 1 else f"{found[0]:.2f}"
         rows.append(
             [
-                name,
+                name if turns == len(first["tokens_s"]) else f"{name} (round 1 only)",
                 f"{statistics.median(one['tokens_s']):,.1f}",
                 speed,
                 f"{one['first_ms']['p50']:,.0f} / {one['first_ms']['p99']:,.0f}",

@@ -258,7 +258,7 @@ class Llama(Rival):
 RIVALS: tuple[Rival, ...] = (
     Groundup("groundup"),
     Groundup("groundup, bf16", ("--set", "precision=bf16"), is_exact=False),
-    Transformers("transformers serve"),
+    Transformers("transformers serve, defaults"),
     # Of itself it takes 60 % of the machine's memory for its cache at once, whatever the load needs.
     Transformers(
         "transformers serve, continuous batching", ("--continuous-batching", "--cb-max-memory-percent", "0.1")
