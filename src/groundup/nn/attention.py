@@ -188,6 +188,11 @@ class Flat:
         self.positions_BT = torch.cat([piece.positions_BT.flatten() for piece in pieces])[None]
 
     def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, layer: int, *, dropout: float = 0.0) -> Tensor:
+        if len(self.pieces) == 1:  # as while nothing but next tokens is computed: there is nothing to take apart
+            (piece,) = self.pieces
+            q, k, v = (x.reshape(*piece.positions_BT.shape, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGK))
+            out = piece(q, k, v, layer, dropout=dropout)
+            return out.reshape(1, -1, *out.shape[2:])
         found = []
         parts = zip(*(torch.split(x[0], self.sizes) for x in (q_BTHK, k_BTGK, v_BTGK)), strict=True)
         for piece, part in zip(self.pieces, parts, strict=True):

@@ -46,8 +46,10 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         return F.linear(x, weight_OI, bias_O)
     if not x.numel():
         return x.new_empty(*x.shape[:-1], len(weight_OI))
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(weight_OI.dtype), weight_OI, bias_O, "none", [], "")
-    return out.to(x.dtype)
+    is_alike = x.dtype == weight_OI.dtype  # as nearly always; converting to what it is takes microseconds, too
+    given = x if is_alike else x.to(weight_OI.dtype)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(given, weight_OI, bias_O, "none", [], "")
+    return out if is_alike else out.to(x.dtype)
 
 
 class PackedLinear(nn.Linear):
