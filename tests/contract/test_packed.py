@@ -13,9 +13,10 @@ from groundup import catalog
 from groundup.checkpoints.peft import base_digest
 from groundup.errors import UserError
 from groundup.nn import packed, products
+from groundup.nn.adapted import digest
 from groundup.nn.many_adapters import AdapterSet, LowRankChange
 from groundup.nn.network import Network, create
-from groundup.nn.packed import PackedLinear, TableHead
+from groundup.nn.packed import PackedLinear, PartLinear, TableHead, Together
 from groundup.runtimes.torch import TorchRuntime
 
 pytestmark = pytest.mark.skipif("onednn" not in products.libraries("cpu"), reason="this torch carries no oneDNN")
@@ -54,6 +55,41 @@ def test_products_are_those_of_the_plain_layer(shape: tuple[int, ...], bias: boo
     assert isinstance(laid_out, nn.Linear), "what looks for linear layers finds it"
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_that_are_multiplied_together_give_what_each_gives_alone(bias: bool) -> None:
+    alone = [nn.Linear(48, outputs, bias=bias) for outputs in (100, 32, 7)]
+    together = Together(alone)
+    parts = [PartLinear(plain, together, number) for number, plain in enumerate(alone)]
+    x, y = torch.randn(2, 5, 48), torch.randn(2, 5, 48)
+    asked = [(0, x), (1, x), (2, x), (2, x), (0, y), (1, x), (1, y), (0, x), (0, x), (2, y)]
+    with torch.inference_mode():
+        for number, given in asked:
+            torch.testing.assert_close(parts[number](given), alone[number](given), rtol=1e-5, atol=1e-5)
+        assert parts[2](torch.empty(0, 48)).shape == (0, 7)
+    for part, plain in zip(parts, alone, strict=True):
+        assert part.weight.shape == plain.weight.shape and digest(part.weight) == digest(plain.weight)
+        assert part.weight.isnan().all(), "whoever takes them for numbers shall notice"
+
+
+@pytest.mark.usefixtures("always")
+def test_layers_multiplied_together_are_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = network(), []
+    packed.pack(made)
+    once = packed.linear
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        calls.append(tuple(weight.shape))
+        return once(x, weight, bias)
+
+    monkeypatch.setattr(packed, "linear", counted)
+    with torch.inference_mode():
+        made({"input_ids": ids(made)})
+    assert len(calls) == 4 * made.config.n_layers  # type: ignore[attr-defined]
+    for layer in made.modules():
+        if isinstance(layer, PartLinear):
+            assert layer.together._read is None, "nothing is held after a step"
+
+
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_network_answers_as_before_and_keeps_its_names_and_its_digest(tie: bool) -> None:
@@ -64,7 +100,8 @@ def test_a_network_answers_as_before_and_keeps_its_names_and_its_digest(tie: boo
     names, digest = {name: value.shape for name, value in made.state_dict().items()}, base_digest(made)
     linears = sum(isinstance(layer, nn.Linear) for layer in made.modules())
     assert packed.pack(made) == linears > 10
-    assert all(type(layer) is PackedLinear for layer in made.modules() if isinstance(layer, nn.Linear))
+    assert all(type(one) in (PackedLinear, PartLinear) for one in made.modules() if isinstance(one, nn.Linear))
+    assert sum(type(one) is PartLinear for one in made.modules()) == 5 * made.config.n_layers  # type: ignore[attr-defined]
     assert isinstance(made.head, TableHead) == tie
     with torch.inference_mode():
         torch.testing.assert_close(made(batch).logits, wanted, rtol=1e-4, atol=1e-5)

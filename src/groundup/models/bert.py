@@ -151,6 +151,8 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Queries, keys and values of all heads."""
 
+    together = (("query", "key", "value"),)  # they read the same input: see nn/packed.py
+
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.layer, self.n_heads, self.dropout = layer, config.n_heads, config.attention_dropout

@@ -131,6 +131,8 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention and its output projection."""
 
+    together = (("q_lin", "k_lin", "v_lin"),)  # they read the same input: see nn/packed.py
+
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.layer, self.n_heads, self.dropout = layer, config.n_heads, config.attention_dropout

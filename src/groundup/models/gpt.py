@@ -185,6 +185,8 @@ def _window(given: dict[str, Any], family: str) -> int:
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
+    together = (("q_proj", "k_proj", "v_proj"),)  # they read the same input: see nn/packed.py
+
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.attention_dropout
@@ -214,6 +216,8 @@ class Attention(nn.Module):
 
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    together = (("gate_proj", "up_proj"),)  # they read the same input: see nn/packed.py
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA); Dettmers et al. 2023 (QLoRA).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,6 +25,8 @@ from groundup.nn.quantised import QUANTISED, Bits, frozen_product
 
 BEFORE = "digest_before"
 """The attribute of a tensor that was rounded for use: the digest of what it was."""
+NUMBERS = "numbers"
+"""The attribute of a tensor whose numbers lie elsewhere: a function that gives them."""
 TRAINED = ("lora_A", "lora_B", "lora_magnitude_vector")
 """What an adapted layer trains; the last one in DoRA only."""
 
@@ -152,6 +154,9 @@ def digest(tensor: Tensor) -> str:
     before: str | None = getattr(tensor, BEFORE, None)
     if before is not None:
         return before
+    elsewhere: Callable[[], Tensor] | None = getattr(tensor, NUMBERS, None)
+    if elsewhere is not None:
+        tensor = elsewhere()
     plain = tensor.to_dense() if tensor.is_mkldnn else tensor
     values = plain.detach().to("cpu", torch.float32).contiguous()
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundup.errors import UserError, nearest
-from groundup.nn.packed import linear
+from groundup.nn.packed import PartLinear, linear
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,15 @@ class ManyAdaptedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.weight, self.bias = plain.weight, plain.bias
+        self.product = plain.forward if isinstance(plain, PartLinear) else None
+        """What multiplies, where the weights lie with those of other layers."""
         self.route = route
         self.changes: dict[str, LowRankChange] = {}
         self.train(plain.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) to (…, O); the N tokens of a call are all leading axes together."""
-        out = linear(input, self.weight, self.bias)
+        out = self.product(input) if self.product else linear(input, self.weight, self.bias)
         for name, tokens in self.route.tokens.items():
             change = self.changes.get(name)
             if change is not None:
