@@ -71,6 +71,13 @@ def test_layers_that_are_multiplied_together_give_what_each_gives_alone(bias: bo
         assert part.weight.isnan().all(), "whoever takes them for numbers shall notice"
 
 
+def test_what_is_laid_out_remembers_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(products, "remember_few_sizes", lambda: asked.append(True))
+    TorchRuntime(network()).pack()
+    assert asked == [True]
+
+
 @pytest.mark.usefixtures("always")
 def test_layers_multiplied_together_are_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made, calls = network(), []
@@ -87,7 +94,7 @@ def test_layers_multiplied_together_are_multiplied_once(monkeypatch: pytest.Monk
     assert len(calls) == 4 * made.config.n_layers  # type: ignore[attr-defined]
     for layer in made.modules():
         if isinstance(layer, PartLinear):
-            assert layer.together._read is None, "nothing is held after a step"
+            assert layer.whole._read is None, "nothing is held after a step"
 
 
 @pytest.mark.usefixtures("always")

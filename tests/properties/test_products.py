@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -105,3 +108,40 @@ def test_the_operator_keeps_the_rules_of_its_kind() -> None:
 
 def test_the_gain_is_a_ratio_of_measured_rates() -> None:
     assert 0.1 < products.gain(budget_s=0.01) < 10
+
+
+MULTIPLY = """
+import random, sys
+import psutil, torch
+from groundup.nn import products
+if sys.argv[1] == "few":
+    products.remember_few_sizes()
+weights = [torch.ops.mkldnn._reorder_linear_weight(torch.ones(size, 256), 32) for size in (512, 768, 1024)]
+def growth(sizes, before=psutil.Process().memory_info().rss):
+    for rows in sizes:
+        for weight in weights:
+            torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 256), weight, None, "none", [], "")
+    return (psutil.Process().memory_info().rss - before) / 1e6
+sizes = random.Random(1).sample(range(1, 361), 360)
+print(growth(sizes[:180]), growth(sizes[180:]))
+"""
+
+
+@pytest.mark.skipif("onednn" not in products.libraries("cpu"), reason="this torch carries no oneDNN")
+def test_a_server_remembers_the_kernels_of_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays when ever new numbers of tokens come: with what the libraries keep by themselves, it does not."""
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    grown = {}
+    for which in ("few", "many"):
+        command = [sys.executable, "-c", MULTIPLY, which]
+        first, last = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        grown[which] = last - first
+    print(f"MB more for 180 further sizes of three products: {grown}")
+    assert grown["few"] < 60 < 2 * 60 < grown["many"]
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "77")
+    monkeypatch.setenv(names[0], "")  # so that it is put back in the end
+    monkeypatch.delenv(names[0])
+    products.remember_few_sizes()
+    assert [os.environ[name] for name in names] == [str(products.KERNELS), "77"], "unless the environment says"

@@ -15,13 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from groundup.serving import wire
 from groundup.serving.client import EngineClient, EngineFault, EngineGone
 from groundup.serving.health import Health
 from groundup.serving.models import Options
-from groundup.serving.supervisor import PRODUCTS_KEPT, Supervisor, Watch
+from groundup.serving.supervisor import Supervisor, Watch
 from groundup.serving.wire import Finished
 
 Runs = Callable[[Coroutine[Any, Any, None]], None]
@@ -189,47 +188,6 @@ def test_a_burst_does_not_starve_the_probe(make_model: Make, runs: Runs) -> None
     runs(body())
 
 
-MULTIPLY = """
-import psutil, random, torch
-weights = [torch.ops.mkldnn._reorder_linear_weight(torch.ones(size, 256), 32) for size in (512, 768, 1024)]
-def growth(sizes, before=psutil.Process().memory_info().rss):
-    for rows in sizes:
-        for weight in weights:
-            torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 256), weight, None, "none", [], "")
-    return (psutil.Process().memory_info().rss - before) / 1e6
-sizes = random.Random(1).sample(range(1, 361), 360)
-print(growth(sizes[:180]), growth(sizes[180:]))
-"""
-
-
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="torch without oneDNN")
-def test_an_engine_remembers_the_kernels_of_few_sizes() -> None:
-    """Memory stays when ever new numbers of tokens come: with what the libraries keep by themselves, it does not."""
-    grown = {}
-    for name, more in (("ours", PRODUCTS_KEPT), ("theirs", {})):
-        given = os.environ | {"OMP_NUM_THREADS": "1"} | more
-        done = subprocess.run([sys.executable, "-c", MULTIPLY], env=given, capture_output=True, text=True, check=True)
-        first, last = map(float, done.stdout.split())
-        grown[name] = last - first
-    print(f"MB more for 180 further sizes of three products: {grown}")
-    assert grown["ours"] < 60 < 2 * 60 < grown["theirs"]
-
-
-def test_an_engine_keeps_to_it_unless_the_environment_says(
-    make_model: Make, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "77")
-
-    async def body() -> None:
-        async with engine() as (_, supervisor, _):
-            assert supervisor.process is not None
-            found = psutil.Process(supervisor.process.pid).environ()
-            assert found["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == PRODUCTS_KEPT["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]
-            assert found["LRU_CACHE_CAPACITY"] == "77"
-
-    runs(body())
-
-
 def test_an_engine_that_cannot_start_is_an_error(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -245,7 +203,7 @@ def test_an_engine_that_cannot_start_is_an_error(runs: Runs, monkeypatch: pytest
 SERVER = """
 import asyncio, sys
 from groundup.serving.client import EngineClient
-from groundup.serving.supervisor import PRODUCTS_KEPT, Supervisor, Watch
+from groundup.serving.supervisor import Supervisor, Watch
 
 async def main():
     supervisor = Supervisor(EngineClient(), Watch(threads=1))

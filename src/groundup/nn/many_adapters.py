@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundup.errors import UserError, nearest
-from groundup.nn.packed import PartLinear, linear
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,15 @@ class ManyAdaptedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.weight, self.bias = plain.weight, plain.bias
-        self.product = plain.forward if isinstance(plain, PartLinear) else None
-        """What multiplies, where the weights lie with those of other layers."""
+        self.product = plain.forward
+        """Multiplies with these weights, however they are laid out."""
         self.route = route
         self.changes: dict[str, LowRankChange] = {}
         self.train(plain.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) to (…, O); the N tokens of a call are all leading axes together."""
-        out = self.product(input) if self.product else linear(input, self.weight, self.bias)
+        out = self.product(input)
         for name, tokens in self.route.tokens.items():
             change = self.changes.get(name)
             if change is not None:

@@ -7,9 +7,9 @@ carries, takes matrices that were laid out before. Measured on AMD's Zen 4, two 
 Llama-type model of 134 million parameters: 22 ms in the place of 34 for one token, 44 in the place of 101 for 32.
 
 Layers that read the same input, as those of queries, keys and values do, are laid out as one and multiplied at once:
-each call has a price of its own, which is most of it for a single token. A module says of which layers that is true in
-`together`, tuples of the names of its own. Measured in turns on Zen 3, two threads, a server's steps for eight texts
-with 30 million parameters: 41 ms in the place of 47 to 50; for one text and for 32 the same within the noise.
+each call has a price of its own. A module says of which layers that is true in `together`, tuples of their names.
+Measured in turns on Zen 3, two threads, a server's steps for eight texts with 30 million parameters: 41 ms in the place
+of 47 to 50; for one text and for 32 the same within the noise.
 
 What is laid out can be multiplied with and nothing else, so such a network neither trains nor is saved. Weights can
 be rounded to bf16 on the way, which halves what is read and, where the processor multiplies bf16, what is computed: 13
@@ -115,13 +115,13 @@ class Together:
 class PartLinear(nn.Linear):
     """A linear layer that is multiplied together with others.
 
-    `weight` has its shape and gives no numbers; they lie in `together`.
+    `weight` has its shape and gives no numbers; they lie in `whole`.
     """
 
     def __init__(self, plain: nn.Linear, together: Together, number: int) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.together, self.number = together, number
+        self.whole, self.number = together, number
         # Whoever multiplies with it by mistake shall see that.
         nothing = torch.full((1, 1), torch.nan, dtype=plain.weight.dtype).expand(plain.weight.shape)
         self.weight, self.bias = nn.Parameter(nothing, requires_grad=False), plain.bias
@@ -133,7 +133,7 @@ class PartLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) to (…, O), a view."""
-        return self.together.part(self.number, input)
+        return self.whole.part(self.number, input)
 
 
 class TableHead(nn.Module):

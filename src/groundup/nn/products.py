@@ -10,6 +10,7 @@ Axes: N positions, I inputs, O outputs.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ Matmul = Literal["torch", "onednn"]
 """Which library multiplies: the one torch takes by itself, or oneDNN where that is possible."""
 
 _active = False
+KERNELS = 128
+"""Sizes of products that a server remembers the kernels of."""
 
 
 @contextmanager
@@ -59,6 +62,16 @@ def recomputed() -> dict[str, Any]:
     if torch.compiler.is_compiling() or library == "torch":
         return {}
     return {"context_fn": lambda: (nullcontext(), multiplying(library))}
+
+
+def remember_few_sizes() -> None:
+    """Have oneDNN remember the kernels of KERNELS sizes, unless the environment says; before the first product.
+
+    It and torch's layer over it each keep 1024 of themselves, together nearly a megabyte apiece, and a server meets a
+    new size with every new number of tokens. To make a kernel again takes about a millisecond.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS))
 
 
 def product(x_NI: Tensor, weight_OI: Tensor, library: Matmul) -> Tensor:

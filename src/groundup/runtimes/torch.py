@@ -23,7 +23,7 @@ from groundup.checkpoints import hugging_face
 from groundup.checkpoints.peft import read_changes
 from groundup.errors import UserError
 from groundup.models._bridge_network import Bridged
-from groundup.nn import packed
+from groundup.nn import packed, products
 from groundup.nn.adapted import digest
 from groundup.nn.attention import Cached, Flat
 from groundup.nn.kv_cache import KeyValueCache
@@ -179,6 +179,7 @@ class TorchRuntime:
 
         Networks that transformers computes stay as they are: their code may read weights in ways of its own.
         """
+        products.remember_few_sizes()
         if not isinstance(self.network, Bridged):
             packed.pack(self.network, precision)
         elif precision != "fp32":

@@ -38,10 +38,6 @@ SECOND_CHANCE_S = 5.0
 """How long an engine that was silent for too long is waited for once more."""
 DUMP_S = 0.5
 """How long a hung engine has to write down where it stands."""
-PRODUCTS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-"""How many sizes of products an engine remembers the kernels of, unless the environment says: oneDNN and torch's layer
-over it each keep 1024, together nearly a megabyte apiece, and a server meets a new size with every new number of
-tokens. To make one again takes about a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +231,7 @@ def _launch(theirs: socket.socket, threads: int, log_format: logs.Format) -> sub
     # -P: what lies in the current folder is not imported in the place of a library.
     command = [sys.executable, "-P", "-m", "groundup.serving.worker"]
     command += ["--threads", str(threads), "--log-format", log_format]
-    given = PRODUCTS_KEPT | os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    given = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if sys.platform == "win32":
         process = subprocess.Popen(command, env=given, stdin=subprocess.PIPE)
         assert process.stdin is not None
