@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groundup.text import contamination
 from groundup.text.contamination import index_of, is_contaminated
 from groundup.text.duplicate_clusters import Likeness, candidates, clusters, duplicates, spread, verified
 from groundup.text.duplicates import band_hashes, bands_for, exact_hash, shingles, signatures, similarity
@@ -271,6 +272,13 @@ def test_contamination_by_words_characters_and_whole() -> None:
     assert not hit("Natalia sold clips to 48 of her friends in March.")
     assert hit("题目：" + questions[1]) and not hit("题目：" + questions[1][:30])
     assert hit("how do i top up") and not hit("how do i top up my card")
+
+
+@given(st.text(alphabet="ab 中文。c", max_size=60))
+def test_a_whole_text_is_hashed_as_its_one_run(text: str) -> None:
+    codes = np.concatenate([contamination._word_codes(text), contamination._character_codes(text)])
+    expected = contamination._rolled(codes, len(codes), contamination._WHOLE) if len(codes) else codes
+    assert np.array_equal(contamination.whole(text), expected)
 
 
 def test_contamination_of_real_questions(shared_data: Callable[[str], Path]) -> None:
