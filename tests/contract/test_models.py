@@ -20,6 +20,7 @@ from groundup.config import named
 from groundup.errors import UserError
 from groundup.nn.losses import linear_cross_entropy
 from groundup.nn.network import KeepsActivations, Network, create
+from groundup.runtimes.torch import TorchRuntime
 
 CASES = [(name, head) for name in catalog.names("models") for head in catalog.load("models", name).HEADS]
 MODELS = catalog.names("models")
@@ -261,6 +262,32 @@ def test_parameters_and_flops_of_an_example_are_those_of_the_built_model(name: s
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         assert network(batch_for(network, rows=2)).logits.shape == (2, network.outputs)
     assert counter.get_total_flops() == 2 * model.flops_per_example(network.config, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("gpt", {}), ("gpt2", {}), ("gpt2", {"norm_order": "post"}), ("rnn", {})]
+)
+def test_logits_of_some_tokens_are_those_among_all(name: str, changes: dict[str, object]) -> None:
+    """Where only some are wanted, the last layer leaves the others out as soon as their keys and values are known."""
+    runtime = TorchRuntime(tiny(name, "language", **changes), max_sequences=2)
+    ids = batch_for(runtime.network, rows=1, length=14)["input_ids"][0].tolist()
+    call = ids, [*range(9), *range(5)], [0] * 9 + [1] * 5
+    seen: list[int] = []
+    for module in runtime.network.backbone.modules():  # type: ignore[attr-defined]
+        if type(module).__name__ == "FeedForward":
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    among_all = runtime.step(*call, runtime.new_cache(), every=True)
+    assert set(seen) <= {14}
+    for wanted in ([8, 13], [13, 2, 3], []):
+        seen.clear()
+        cache = runtime.new_cache()
+        torch.testing.assert_close(runtime.step(*call, cache, wanted=wanted), among_all[wanted], rtol=1e-5, atol=1e-6)
+        assert name == "rnn" or seen == [14] * (len(seen) - 1) + [len(wanted)]
+        # What later tokens see of them is the same.
+        expected = runtime.step(ids[:2], [9, 5], [0, 1], cache)
+        whole = runtime.new_cache()
+        runtime.step(*call, whole, every=True)
+        torch.testing.assert_close(expected, runtime.step(ids[:2], [9, 5], [0, 1], whole), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "head"), CASES)

@@ -3,7 +3,8 @@
 Its options cover the published Llama, Mistral, Qwen2, Qwen3 and SmolLM layouts; parameter names are
 theirs, so weights need no conversion.
 
-Axes: B rows, T tokens, D model width, H query heads, G key-value heads, K dimensions of a head.
+Axes: B rows, T tokens, W those of them that are wanted, D model width, H query heads, G key-value heads,
+K dimensions of a head.
 Touvron et al. 2023; Su et al. 2021 (RoPE); Ainslie et al. 2023 (grouped queries); Shazeer 2020 (SwiGLU).
 """
 
@@ -201,8 +202,10 @@ class Attention(nn.Module):
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
         self.qk_norm = config.qk_norm
 
-    def forward(self, x_BTD: Tensor, attend: Attend, cos: Tensor, sin: Tensor) -> Tensor:
-        """What each token takes from those it may see, (B,T,D)."""
+    def forward(
+        self, x_BTD: Tensor, attend: Attend, cos: Tensor, sin: Tensor, wanted_W: Tensor | None = None
+    ) -> Tensor:
+        """What each token takes from those it may see, (B,T,D); (B,W,D) where only some are wanted."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTHK, k_BTGK, v_BTGK = (proj(x_BTD).view(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.qk_norm:
@@ -210,6 +213,8 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK = rotate(q_BTHK, cos, sin), rotate(k_BTGK, cos, sin)
         dropped = self.dropout if self.training else 0.0
         out_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, self.layer, dropout=dropped)
+        if wanted_W is not None:
+            out_BTHK = out_BTHK[:, wanted_W]
         out_BTD: Tensor = self.o_proj(out_BTHK.flatten(2))
         return out_BTD
 
@@ -242,9 +247,13 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.dropout = config.dropout
 
-    def forward(self, x_BTD: Tensor, attend: Attend, cos: Tensor, sin: Tensor) -> Tensor:
-        """The residual stream after this block, (B,T,D)."""
-        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), attend, cos, sin)
+    def forward(
+        self, x_BTD: Tensor, attend: Attend, cos: Tensor, sin: Tensor, wanted_W: Tensor | None = None
+    ) -> Tensor:
+        """The residual stream after this block, (B,T,D); (B,W,D) where only some tokens are wanted."""
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), attend, cos, sin, wanted_W)
+        if wanted_W is not None:
+            x_BTD = x_BTD[:, wanted_W]
         x_BTD = x_BTD + dropout(attended_BTD, self.dropout, self.training)
         return x_BTD + dropout(self.mlp(self.post_attention_layernorm(x_BTD)), self.dropout, self.training)
 
@@ -252,7 +261,7 @@ class Block(nn.Module):
 class Gpt(nn.Module):
     """Embeddings, blocks and a last norm: token ids to hidden states."""
 
-    causal = True
+    causal = narrows = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -269,12 +278,18 @@ class Gpt(nn.Module):
         attend: Attend,
         positions_BT: Tensor | None = None,
         token_type_ids_BT: Tensor | None = None,
+        wanted_W: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B,T,D). Token types mean nothing to this family and are not used."""
+        """Hidden states (B,T,D). Token types mean nothing to this family and are not used.
+
+        Where only the tokens of the places `wanted_W` are wanted, theirs alone, (B,W,D): the others leave the last
+        layer as soon as their keys and values are known.
+        """
         check_length(input_ids_BT.shape[1], self.context, positions_BT)
         x_BTD = dropout(self.embed_tokens(input_ids_BT), self.dropout, self.training)
         cos, sin = self.rotary(positions_BT, input_ids_BT.shape[1], x_BTD.dtype)
-        x_BTD = run_layers(self.layers, x_BTD, attend, cos, sin, checkpoint_activations=self.checkpoint_activations)
+        inputs, again = (x_BTD, attend, cos, sin), self.checkpoint_activations
+        x_BTD = run_layers(self.layers, *inputs, checkpoint_activations=again, wanted_W=wanted_W)
         hidden_BTD: Tensor = self.norm(x_BTD)
         return hidden_BTD
 

@@ -136,11 +136,13 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.d_model, 3 * config.d_model)
         self.c_proj = ResidualLinear(config.d_model, config.d_model)
 
-    def forward(self, x_BTD: Tensor, attend: Attend) -> Tensor:
-        """What each token takes from those it may see, (B,T,D)."""
+    def forward(self, x_BTD: Tensor, attend: Attend, wanted_W: Tensor | None = None) -> Tensor:
+        """What each token takes from those it may see, (B,T,D); (B,W,D) where only some are wanted."""
         rows, length, _ = x_BTD.shape
         q_BTHK, k_BTHK, v_BTHK = self.c_attn(x_BTD).view(rows, length, 3, self.n_heads, -1).unbind(2)
         out_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, self.layer, dropout=self.dropout if self.training else 0.0)
+        if wanted_W is not None:
+            out_BTHK = out_BTHK[:, wanted_W]
         out_BTD: Tensor = self.c_proj(out_BTHK.flatten(2))
         return out_BTD
 
@@ -171,20 +173,22 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.dropout, self.is_post_norm = config.dropout, config.norm_order == "post"
 
-    def forward(self, x_BTD: Tensor, attend: Attend) -> Tensor:
-        """The residual stream after this block, (B,T,D)."""
+    def forward(self, x_BTD: Tensor, attend: Attend, wanted_W: Tensor | None = None) -> Tensor:
+        """The residual stream after this block, (B,T,D); (B,W,D) where only some tokens are wanted."""
+        read_BTD = x_BTD if self.is_post_norm else self.ln_1(x_BTD)
+        attended_BTD = dropout(self.attn(read_BTD, attend, wanted_W), self.dropout, self.training)
+        x_BTD = (x_BTD if wanted_W is None else x_BTD[:, wanted_W]) + attended_BTD
         if self.is_post_norm:
-            x_BTD = self.ln_1(x_BTD + dropout(self.attn(x_BTD, attend), self.dropout, self.training))
+            x_BTD = self.ln_1(x_BTD)
             out_BTD: Tensor = self.ln_2(x_BTD + dropout(self.mlp(x_BTD), self.dropout, self.training))
             return out_BTD
-        x_BTD = x_BTD + dropout(self.attn(self.ln_1(x_BTD), attend), self.dropout, self.training)
         return x_BTD + dropout(self.mlp(self.ln_2(x_BTD)), self.dropout, self.training)
 
 
 class Gpt2(nn.Module):
     """Embeddings of tokens and positions, blocks, and a last norm where blocks norm their input."""
 
-    causal = True
+    causal = narrows = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -201,12 +205,18 @@ class Gpt2(nn.Module):
         attend: Attend,
         positions_BT: Tensor | None = None,
         token_type_ids_BT: Tensor | None = None,
+        wanted_W: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B,T,D). Token types mean nothing to this family and are not used."""
+        """Hidden states (B,T,D). Token types mean nothing to this family and are not used.
+
+        Where only the tokens of the places `wanted_W` are wanted, theirs alone, (B,W,D): the others leave the last
+        layer as soon as their keys and values are known.
+        """
         check_length(input_ids_BT.shape[1], self.context, positions_BT)
         x_BTD = self.wte(input_ids_BT) + self.wpe(positions_BT, input_ids_BT.shape[1])
         x_BTD = dropout(x_BTD, self.dropout, self.training)
-        x_BTD = run_layers(self.h, x_BTD, attend, checkpoint_activations=self.checkpoint_activations)
+        again = self.checkpoint_activations
+        x_BTD = run_layers(self.h, x_BTD, attend, checkpoint_activations=again, wanted_W=wanted_W)
         hidden_BTD: Tensor = self.ln_f(x_BTD)
         return hidden_BTD
 

@@ -1,6 +1,6 @@
 """Small layers that several models share. Everything with weights is a plain `nn.Linear` or a norm.
 
-Axes: B rows, T tokens, D model width, V vocabulary.
+Axes: B rows, T tokens, W those of them that are wanted, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -97,12 +97,22 @@ def language_head(embedding: nn.Embedding, *, tie: bool) -> LanguageHead | TiedL
 
 
 def run_layers(
-    layers: Iterable[nn.Module], hidden_BTD: Tensor, *inputs: object, checkpoint_activations: bool
+    layers: Iterable[nn.Module],
+    hidden_BTD: Tensor,
+    *inputs: object,
+    checkpoint_activations: bool,
+    wanted_W: Tensor | None = None,
 ) -> Tensor:
     """Hidden states after every layer; with checkpointing only those between layers are kept.
 
-    The rest is computed again in the backward pass, with the same dropout (Chen et al. 2016).
+    The rest is computed again in the backward pass, with the same dropout (Chen et al. 2016). Where only some
+    tokens are wanted, which is for layers that know of it, the last layer gives those alone, (B,W,D).
     """
+    if wanted_W is not None:
+        *layers, last = layers
+        hidden_BTD = run_layers(layers, hidden_BTD, *inputs, checkpoint_activations=checkpoint_activations)
+        narrowed_BWD: Tensor = last(hidden_BTD, *inputs, wanted_W)
+        return narrowed_BWD
     if not checkpoint_activations or not torch.is_grad_enabled():
         for layer in layers:
             hidden_BTD = layer(hidden_BTD, *inputs)

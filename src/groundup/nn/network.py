@@ -62,6 +62,21 @@ class Backbone(Protocol):
     ) -> Tensor: ...
 
 
+class Narrowing(Backbone, Protocol):
+    """A backbone that can give the hidden states of some tokens alone, and spare the others most of its last layer."""
+
+    narrows: bool
+
+    def __call__(
+        self,
+        input_ids_BT: Tensor,
+        attend: Attend,
+        positions_BT: Tensor | None = None,
+        token_type_ids_BT: Tensor | None = None,
+        wanted_W: Tensor | None = None,
+    ) -> Tensor: ...
+
+
 class Reader(Protocol):
     """A backbone that takes what it reads out of a batch; it has `checkpoint_activations` too."""
 

@@ -1,7 +1,7 @@
 """PyTorch executes the model on any device torch knows.
 
-Axes: T tokens of a call, R rows (sequences) that occur in it, B rows of equal length, V vocabulary,
-D model width.
+Axes: T tokens of a call, W those of them whose logits are wanted, R rows (sequences) that occur in it, B rows of
+equal length, V vocabulary, D model width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from groundup.nn.adapted import digest
 from groundup.nn.attention import Cached, Flat
 from groundup.nn.kv_cache import KeyValueCache
 from groundup.nn.many_adapters import AdapterSet, LowRankChange
-from groundup.nn.network import Network, Outputs
+from groundup.nn.network import Narrowing, Network, Outputs
 from groundup.nn.row_pool import SMALLEST, RowPool, row_lengths
 from groundup.runtimes._contract import Capabilities
 
@@ -150,18 +150,23 @@ class TorchRuntime:
         pieces = _pieces(spans)
         order = [place for piece in pieces for span in piece for place in range(span.first, span.first + span.length)]
         names = [adapters.get(rows[place]) for place in order] if adapters else []
-        with self._adapters.reading(names, self.device) if names else nullcontext():
-            hidden_TD = self._hidden(pieces, torch.tensor([ids[place] for place in order], device=self.device))
         if wanted is None:
             # The head is the dearest layer of a small model: only where its answer is wanted.
             wanted = range(len(ids)) if every else [span.first + span.length - 1 for span in spans]
         found = {place: index for index, place in enumerate(order)}
-        index_W = torch.tensor([found[place] for place in wanted], dtype=torch.int64, device=self.device)
-        logits: Tensor = self.network.head(hidden_TD[index_W])
+        wanted_W = torch.tensor([found[place] for place in wanted], dtype=torch.int64, device=self.device)
+        ids_T = torch.tensor([ids[place] for place in order], device=self.device)
+        with self._adapters.reading(names, self.device) if names else nullcontext():
+            # Adapters know the tokens of a call by their places, so with them all stay to the end.
+            hidden_WD = self._hidden(pieces, ids_T, wanted_W, narrow=not names and len(wanted) < len(ids))
+        logits: Tensor = self.network.head(hidden_WD)
         return logits
 
-    def _hidden(self, pieces: list[list[Span]], ids_T: Tensor) -> Tensor:
-        """Hidden states (T,D) of tokens in the order of the pieces, which they are attended to in."""
+    def _hidden(self, pieces: list[list[Span]], ids_T: Tensor, wanted_W: Tensor, *, narrow: bool) -> Tensor:
+        """Hidden states (W,D) of the tokens at the places `wanted_W`, where they stand as the pieces do.
+
+        With `narrow`, the last layer computes no others, where the network can leave them out.
+        """
         contexts = [
             Cached(piece[0].cache, [s.position for s in piece], piece[0].length, [s.slot for s in piece])
             for piece in pieces
@@ -170,9 +175,11 @@ class TorchRuntime:
         if isinstance(self.network, Bridged):  # it reads whole rows, and not through our attention
             parts = zip(contexts, torch.split(ids_T, [c.positions_BT.numel() for c in contexts]), strict=True)
             found = [backbone(part.view(c.positions_BT.shape), c, c.positions_BT).flatten(0, 1) for c, part in parts]
-            return torch.cat(found)
+            return torch.cat(found)[wanted_W]
         attend = Flat(contexts)
-        return backbone(ids_T[None], attend, attend.positions_BT)[0]
+        if narrow and getattr(backbone, "narrows", False):
+            return cast(Narrowing, backbone)(ids_T[None], attend, attend.positions_BT, wanted_W=wanted_W)[0]
+        return backbone(ids_T[None], attend, attend.positions_BT)[0][wanted_W]
 
     def pack(self, precision: packed.Precision = "fp32") -> None:
         """Lay the weights out for answering only, where that is faster: see `nn/packed.py`. Raises UserError.
