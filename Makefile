@@ -56,7 +56,7 @@ bench: $(VENV)/.core .venv-bench/.done .venv-litgpt/.done .venv-llama/.done .ven
 	.venv-bench/bin/python bench/finetune.py
 	.venv-bench/bin/python bench/vision.py
 	.venv-bench/bin/python bench/serve.py --job compare --job edge
-	.venv-bench/bin/python bench/serve.py --job threads --model llama-134m
+	.venv-bench/bin/python bench/serve.py --job threads --model llama-30m
 	.venv-bench/bin/python bench/soak.py
 	$(BIN)/python bench/plan.py
 	$(BIN)/python bench/prepare.py --gigabytes 2
