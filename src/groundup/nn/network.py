@@ -66,6 +66,7 @@ class Narrowing(Backbone, Protocol):
     """A backbone that can give the hidden states of some tokens alone, and spare the others most of its last layer."""
 
     narrows: bool
+    """True: others do not have it."""
 
     def __call__(
         self,

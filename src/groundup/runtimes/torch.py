@@ -163,7 +163,7 @@ class TorchRuntime:
         return logits
 
     def _hidden(self, pieces: list[list[Span]], ids_T: Tensor, wanted_W: Tensor, *, narrow: bool) -> Tensor:
-        """Hidden states (W,D) of the tokens at the places `wanted_W`, where they stand as the pieces do.
+        """Hidden states (W,D) of some of T tokens, which stand in the order of the pieces.
 
         With `narrow`, the last layer computes no others, where the network can leave them out.
         """
