@@ -131,7 +131,9 @@ def test_steps_with_a_cache_give_the_same_logits_and_adapters_add_to_them() -> N
         adapters = AdapterSet(runtime.network)
         adapters.add("loud", {layer: change})
         cache = runtime.new_cache(sequences=1, tokens=30)
-        first = runtime.step(text[:20], range(20), [0] * 20, cache)
+        nothing = runtime.step(text[:12], range(12), [0] * 12, cache, wanted=[])  # as of a long prompt's beginning
+        assert nothing.shape == (0, runtime.vocab_size)
+        first = runtime.step(text[12:20], range(12, 20), [0] * 8, cache)
         with adapters.reading(["loud"], torch.device("cpu")), torch.inference_mode():
             second = runtime.step(text[20:21], [20], [0], cache)
         third = runtime.step(text[21:22], [21], [0], cache)

@@ -44,7 +44,11 @@ TARGET = "decoder_"
 
 
 class Backbone(Protocol):
-    """What `build` of a model file returns, beside being an nn.Module."""
+    """What `build` of a model file returns, beside being an nn.Module.
+
+    One that `narrows` takes `wanted_W` too, the places of some of T tokens: then it gives the hidden states of those
+    alone, (B,W,D), and spares the others most of its last layer.
+    """
 
     causal: bool
     """Whether a token may see only what is before it."""
@@ -59,22 +63,6 @@ class Backbone(Protocol):
         attend: Attend,
         positions_BT: Tensor | None = None,
         token_type_ids_BT: Tensor | None = None,
-    ) -> Tensor: ...
-
-
-class Narrowing(Backbone, Protocol):
-    """A backbone that can give the hidden states of some tokens alone, and spare the others most of its last layer."""
-
-    narrows: bool
-    """True: others do not have it."""
-
-    def __call__(
-        self,
-        input_ids_BT: Tensor,
-        attend: Attend,
-        positions_BT: Tensor | None = None,
-        token_type_ids_BT: Tensor | None = None,
-        wanted_W: Tensor | None = None,
     ) -> Tensor: ...
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from groundup.nn.adapted import digest
 from groundup.nn.attention import Cached, Flat
 from groundup.nn.kv_cache import KeyValueCache
 from groundup.nn.many_adapters import AdapterSet, LowRankChange
-from groundup.nn.network import Narrowing, Network, Outputs
+from groundup.nn.network import Network, Outputs
 from groundup.nn.row_pool import SMALLEST, RowPool, row_lengths
 from groundup.runtimes._contract import Capabilities
 
@@ -171,15 +171,17 @@ class TorchRuntime:
             Cached(piece[0].cache, [s.position for s in piece], piece[0].length, [s.slot for s in piece])
             for piece in pieces
         ]
-        backbone = self.network.backbone
+        backbone: Any = self.network.backbone
         if isinstance(self.network, Bridged):  # it reads whole rows, and not through our attention
             parts = zip(contexts, torch.split(ids_T, [c.positions_BT.numel() for c in contexts]), strict=True)
             found = [backbone(part.view(c.positions_BT.shape), c, c.positions_BT).flatten(0, 1) for c, part in parts]
             return torch.cat(found)[wanted_W]
         attend = Flat(contexts)
         if narrow and getattr(backbone, "narrows", False):
-            return cast(Narrowing, backbone)(ids_T[None], attend, attend.positions_BT, wanted_W=wanted_W)[0]
-        return backbone(ids_T[None], attend, attend.positions_BT)[0][wanted_W]
+            hidden_WD: Tensor = backbone(ids_T[None], attend, attend.positions_BT, wanted_W=wanted_W)[0]
+        else:
+            hidden_WD = backbone(ids_T[None], attend, attend.positions_BT)[0][wanted_W]
+        return hidden_WD
 
     def pack(self, precision: packed.Precision = "fp32") -> None:
         """Lay the weights out for answering only, where that is faster: see `nn/packed.py`. Raises UserError.
